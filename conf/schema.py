@@ -1,0 +1,139 @@
+"""What can be configured: one dataclass per group, each key with its default and allowed range.
+
+`metadata["allowed"]` of a field is read by `conf.validation`: a pair (low, high) is an inclusive
+range, a tuple of strings a list of choices. None is allowed where the type says Optional.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _in(default: Any, *allowed: Any, doc: str) -> Any:
+    return field(default=default, metadata={"allowed": allowed, "doc": doc})
+
+
+@dataclass
+class Data:
+    """Where the hospitals' observations come from."""
+
+    name: str = "virtual"
+    timezone: str | None = field(
+        default=None, metadata={"doc": "IANA zone of times that carry none; they are refused without it"}
+    )
+    path: str | None = field(
+        default=None, metadata={"doc": "federation folder: <path>/<site>/observations.csv[.gz]|.parquet"}
+    )
+    patients_per_site: int = _in(16, 1, 100_000, doc="virtual people per hospital (virtual only)")
+    days: int = _in(14, 1, 366, doc="days of record per virtual person (virtual only)")
+
+
+@dataclass
+class Task:
+    """What is learnt."""
+
+    name: str = "glucose"
+    unit: str = field(
+        default="mg/dL", metadata={"choices": ("mg/dL", "mmol/L"), "doc": "unit in which figures are shown"}
+    )
+    stride_min: int = _in(15, 5, 240, doc="minutes between two predictions that are trained on or judged")
+    low_mg_dl: float = _in(70.0, 54.0, 100.0, doc="hypoglycaemia: glucose below this")
+    alarm_mg_dl: float = _in(80.0, 54.0, 140.0, doc="a hypoglycaemia alarm rings when the forecast goes below this")
+
+
+@dataclass
+class Model:
+    """The network that is shared; every one is linear in its last layer."""
+
+    name: str = "linear"
+    hidden: int = _in(32, 1, 4096, doc="width of hidden layers (mlp, tcn)")
+
+
+@dataclass
+class Strategy:
+    """How the coordinator combines what sites release, and how much work a site does per round."""
+
+    name: str = "fedavg"
+    weighting: str = field(
+        default="patients",
+        metadata={
+            "choices": ("patients", "equal"),
+            "doc": "patients: rounded numbers that sites declare when they take the plan",
+        },
+    )
+    local_steps: int = _in(1, 1, 10_000, doc="optimiser steps at a site per round")
+    learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
+    proximal_mu: float = _in(0.0, 0.0, 1e6, doc="pull of local steps to the global model (fedprox)")
+    server_learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the coordinator's optimiser")
+    beta1: float = _in(0.9, 0.0, 0.9999, doc="first moment (fedadam)")
+    beta2: float = _in(0.99, 0.0, 0.9999, doc="second moment (fedadam)")
+    tau: float = _in(1e-3, 1e-12, 1.0, doc="adaptivity floor (fedadam)")
+    average_last: float = _in(0.5, 0.0, 1.0, doc="fraction of the last rounds whose mean is the final model")
+
+
+@dataclass
+class Privacy:
+    """What a site's release may reveal of any one patient."""
+
+    name: str = "patient"
+    epsilon: float | None = _in(8.0, 0.001, 1e6, doc="target over the whole plan, an upper bound")
+    delta: float = _in(1e-4, 1e-12, 0.1, doc="probability that the bound does not hold")
+    noise_multiplier: float | None = _in(None, 0.0, 1e6, doc="given instead of epsilon; null calibrates it")
+    clip_norm: float = _in(1.0, 1e-6, 1e6, doc="greatest L2 norm of one patient's gradient")
+    sampling_rate: float = _in(1.0, 1e-6, 1.0, doc="probability that a patient takes part in a step (Poisson)")
+    windows_per_patient: int = _in(256, 1, 100_000, doc="most windows of a patient averaged in one step")
+    minimum_patients: int = _in(5, 1, 1_000_000, doc="a site with fewer training patients is refused")
+
+
+@dataclass
+class Personal:
+    """How a site fits the global model to itself and then to each patient."""
+
+    name: str = "bayes"
+
+
+@dataclass
+class Engine:
+    """What carries messages between the coordinator and the sites."""
+
+    name: str = "local"
+    device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda"), "doc": "where tensors live"})
+
+
+@dataclass
+class Evaluation:
+    """How models are judged."""
+
+    name: str = "folds"
+    folds: int = _in(5, 2, 100, doc="folds over patients within each site")
+    bootstrap_samples: int = _in(1000, 100, 100_000, doc="resamples of patients behind an interval")
+    level: float = _in(0.95, 0.5, 0.999, doc="coverage of the intervals")
+    curves: bool = field(default=True, metadata={"doc": "learning curves: left-out hospital, few patients, few days"})
+
+
+@dataclass
+class Run:
+    """Where results go and what else is written."""
+
+    dir: str | None = field(default=None, metadata={"doc": "folder of the run; default runs/<name>"})
+    forecasts: bool = field(default=False, metadata={"doc": "also write forecasts.parquet"})
+
+
+@dataclass
+class Config:
+    """One run, whole."""
+
+    data: Data = field(default_factory=Data)
+    task: Task = field(default_factory=Task)
+    model: Model = field(default_factory=Model)
+    strategy: Strategy = field(default_factory=Strategy)
+    privacy: Privacy = field(default_factory=Privacy)
+    personal: Personal = field(default_factory=Personal)
+    engine: Engine = field(default_factory=Engine)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    run: Run = field(default_factory=Run)
+    rounds: int = _in(20, 1, 100_000, doc="rounds of the federation")
+    sites: Any = field(
+        default=None,
+        metadata={"doc": "virtual: number of hospitals; folder: number or list of names; null is all"},
+    )
+    seed: int = _in(0, 0, 2**31 - 1, doc="everything that is random in a simulation follows from it")

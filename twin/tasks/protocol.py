@@ -1,0 +1,103 @@
+"""What a task is: how windows, targets, loss and metrics are made from a site's data.
+
+Shapes: N windows, T slots of history, C channels, S static values, H horizons, O outputs of the
+network, Q quantiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from twin.site import Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Windows of one site, in the order patient, time. Inputs hold nothing later than `time_us_N`.
+
+    Attributes:
+        series_NTC: history, oldest first, float32; T may be 0 (static tasks).
+        static_NS: values of the window or the patient without a time axis, float32.
+        anchor_N: the last observed value, to which a forecast adds (mg/dL); 0 for static tasks.
+        target_NH: what is to be forecast (mg/dL, or label 0/1), 0 where not observed, float32.
+        observed_NH: True where the target was observed; targets are never filled.
+        patient_N: index into `patients`, int64, non-decreasing.
+        time_us_N: moment of prediction, microseconds since 1970 UTC; 0 for static tasks.
+        patients: pseudonyms.
+    """
+
+    series_NTC: Tensor
+    static_NS: Tensor
+    anchor_N: Tensor
+    target_NH: Tensor
+    observed_NH: Tensor
+    patient_N: Tensor
+    time_us_N: Tensor
+    patients: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.patient_N)
+
+    def at(self, index: Tensor) -> Examples:
+        """The windows that `index` (int64 or bool over N) names; `patients` stays whole."""
+        return replace(
+            self,
+            series_NTC=self.series_NTC[index],
+            static_NS=self.static_NS[index],
+            anchor_N=self.anchor_N[index],
+            target_NH=self.target_NH[index],
+            observed_NH=self.observed_NH[index],
+            patient_N=self.patient_N[index],
+            time_us_N=self.time_us_N[index],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a model said of windows, beside what came; all that metrics and plots need.
+
+    Attributes:
+        low_NH, middle_NH, high_NH: 10, 50, 90 % quantiles (mg/dL); for a binary task the three
+            are the same probability.
+        target_NH, observed_NH, anchor_N, patient_N, time_us_N, patients: as in `Examples`, float64.
+    """
+
+    low_NH: np.ndarray
+    middle_NH: np.ndarray
+    high_NH: np.ndarray
+    target_NH: np.ndarray
+    observed_NH: np.ndarray
+    anchor_N: np.ndarray
+    patient_N: np.ndarray
+    time_us_N: np.ndarray
+    patients: tuple[str, ...]
+
+
+class Task(Protocol):
+    """One thing to learn. Built from `conf.schema.Task` by `twin.tasks.build`."""
+
+    name: str
+    outputs: int
+    horizons_min: tuple[int, ...]
+
+    def examples(self, site: Site) -> Examples:
+        """All windows of a site."""
+        ...
+
+    def loss(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
+        """The loss of each window, shape N, mean over its observed targets, 0 without any."""
+        ...
+
+    def forecast(self, outputs_NO: Tensor, examples: Examples) -> Forecast:
+        """The network's outputs as quantiles (or probability) in the target's unit."""
+        ...
+
+    def metrics(self, forecast: Forecast) -> pd.DataFrame:
+        """Sufficient statistics of every metric per patient; see `twin.tasks.metrics`."""
+        ...
