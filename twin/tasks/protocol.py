@@ -1,7 +1,7 @@
 """What a task is: how windows, targets, loss and metrics are made from a site's data.
 
 Shapes: N windows, T slots of history, C channels, S static values, H horizons, O outputs of the
-network, Q quantiles.
+network, P patients, B weightings of patients.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -98,6 +97,20 @@ class Task(Protocol):
         """The network's outputs as quantiles (or probability) in the target's unit."""
         ...
 
-    def metrics(self, forecast: Forecast) -> pd.DataFrame:
-        """Sufficient statistics of every metric per patient; see `twin.tasks.metrics`."""
+    def metrics(self) -> tuple[Metric, ...]:
+        """What forecasts of this task are judged by."""
+        ...
+
+
+class Metric(Protocol):
+    """One figure of merit, named with its unit (`rmse_30_mg_dl`)."""
+
+    name: str
+
+    def __call__(self, forecast: Forecast, weights_BP: np.ndarray) -> np.ndarray:
+        """The figure for B weightings of the P patients (B,), NaN where it is not defined.
+
+        A weighting is how often each patient of `forecast.patients` is counted: all ones give the
+        figure itself, one-hot rows give it per patient, multinomial draws a bootstrap.
+        """
         ...
