@@ -104,7 +104,9 @@ class Evaluation:
     """How models are judged."""
 
     name: str = "folds"
-    folds: int = _in(5, 2, 100, doc="folds over patients within each site")
+    folds: int = _in(5, 2, 100, doc="folds over patients within each site (folds)")
+    repeats: int = _in(50, 1, 10_000, doc="random splits of each site's patients (splits)")
+    test_fraction: float = _in(0.34, 0.05, 0.95, doc="share of patients that judge in a random split (splits)")
     bootstrap_samples: int = _in(1000, 100, 100_000, doc="resamples of patients behind an interval")
     level: float = _in(0.95, 0.5, 0.999, doc="coverage of the intervals")
     curves: bool = field(default=True, metadata={"doc": "learning curves: left-out hospital, few patients, few days"})
