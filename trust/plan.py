@@ -1,0 +1,271 @@
+"""A plan: everything that a federation agrees on before it trains, as data with one hash.
+
+A coordinator offers a plan without participants, every site answers with its rounded number of
+patients or a refusal, and the plan with its participants is what sites accept, book in their
+ledgers and train by. A plan is data: nothing in it is executed, and whoever carries it out runs
+the code that they installed.
+
+The canonical form is JSON in UTF-8 with sorted keys and no spaces; a number is an integer or a
+finite float by its field, a float written as the shortest decimal that reads back to it (Python's
+repr). The hash is the SHA-256 of that form.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from conf.schema import Model, Strategy, Task
+from trust.digest import sha256
+from trust.errors import PlanError
+
+VERSION = 1
+PATIENTS_STEP = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a site's releases over the whole plan may reveal of any one patient.
+
+    Attributes:
+        private: False trains without clipping and noise, and promises nothing.
+        noise_multiplier: standard deviation of the noise over clip_norm; 0 without privacy.
+        clip_norm: greatest L2 norm of one patient's gradient.
+        sampling_rate: probability that a patient takes part in a step (Poisson), in (0, 1].
+        windows_per_patient: most windows of a patient averaged in one step.
+        steps: optimiser steps over the whole plan, rounds times local steps.
+        epsilon, delta: upper bound that the coordinator expects; a site computes its own.
+    """
+
+    private: bool
+    noise_multiplier: float
+    clip_norm: float
+    sampling_rate: float
+    windows_per_patient: int
+    steps: int
+    epsilon: float | None
+    delta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """A site and the rounded number of patients that it declared."""
+
+    site: str
+    patients: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is trained, how, with whom, from which model, at what price in privacy.
+
+    Attributes:
+        purpose: tells plans apart that are equal otherwise (which fold, which hospital left out).
+        base_sha256: of the model from which the first round starts.
+        participants: sorted by site; empty while the plan is an offer.
+    """
+
+    version: int = VERSION
+    purpose: str
+    task: Task
+    model: Model
+    strategy: Strategy
+    terms: Terms
+    rounds: int
+    base_sha256: str
+    participants: tuple[Participant, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = _faults(self)
+        if faults:
+            raise PlanError(
+                "This plan cannot be carried out:\n"
+                + "\n".join(f"- {fault}" for fault in faults)
+            )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical form."""
+        return sha256(self.to_json().encode())
+
+    def to_json(self) -> str:
+        """The canonical form."""
+        return json.dumps(
+            asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+
+    def with_participants(self, declared: dict[str, int]) -> Plan:
+        """The plan that sites accept, from the numbers of patients that they declared."""
+        participants = tuple(
+            Participant(site=site, patients=declared[site]) for site in sorted(declared)
+        )
+        return replace(self, participants=participants)
+
+    def patients_of(self, site: str) -> int:
+        """The number of patients that `site` declared.
+
+        Raises:
+            PlanError: the site is not a participant.
+        """
+        for participant in self.participants:
+            if participant.site == site:
+                return participant.patients
+        raise PlanError(
+            f"Expected a participant of the plan; {site!r} is none of {self.sites}."
+        )
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the participants, sorted."""
+        return tuple(participant.site for participant in self.participants)
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each participant in the mean of updates; they add up to one."""
+        equal = self.strategy.weighting == "equal"
+        shares = {
+            entry.site: 1.0 if equal else float(entry.patients)
+            for entry in self.participants
+        }
+        total = sum(shares.values())
+        return {site: share / total for site, share in shares.items()}
+
+
+def from_json(text: str) -> Plan:
+    """The plan that `Plan.to_json` wrote.
+
+    Raises:
+        PlanError: not JSON, unknown or missing keys, values of another type, or a plan that
+            cannot be carried out.
+    """
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        raise PlanError("Expected a plan in JSON; the text does not parse.") from None
+    plan = _build(Plan, data, "plan")
+    if not isinstance(
+        plan, Plan
+    ):  # unreachable; tells the type checker what _build returns
+        raise PlanError("Expected a plan.")
+    return plan
+
+
+def round_patients(patients: int) -> int:
+    """The number that a site declares for its patients: the nearest multiple of 5, at least 5."""
+    return max(
+        PATIENTS_STEP, PATIENTS_STEP * math.floor(patients / PATIENTS_STEP + 0.5)
+    )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+_NESTED: dict[str, type] = {
+    "task": Task,
+    "model": Model,
+    "strategy": Strategy,
+    "terms": Terms,
+}
+
+
+def _build(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise PlanError(f"Expected an object at {where}; {type(data).__name__} came.")
+    names = {
+        field.name: field.type.__name__
+        if isinstance(field.type, type)
+        else str(field.type)
+        for field in fields(kind)
+    }
+    unknown, missing = sorted(set(data) - set(names)), sorted(set(names) - set(data))
+    if unknown or missing:
+        raise PlanError(
+            f"{where}: unknown keys {unknown}, missing keys {missing}; allowed are {sorted(names)}."
+        )
+    return kind(
+        **{
+            name: _value(name, names[name], data[name], f"{where}.{name}")
+            for name in names
+        }
+    )
+
+
+def _value(name: str, kind: str, value: Any, where: str) -> Any:
+    if name in _NESTED:
+        return _build(_NESTED[name], value, where)
+    if name == "participants":
+        if not isinstance(value, list):
+            raise PlanError(f"Expected a list at {where}; {type(value).__name__} came.")
+        return tuple(
+            _build(Participant, item, f"{where}[{row}]")
+            for row, item in enumerate(value)
+        )
+    if value is None and "None" in kind:
+        return None
+    wanted = kind.split(" ")[0]
+    allowed = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}[
+        wanted
+    ]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and wanted != "bool"):
+        raise PlanError(f"Expected {wanted} at {where}; {type(value).__name__} came.")
+    if wanted == "float" and not math.isfinite(value):
+        raise PlanError(f"Expected a finite number at {where}; {value} came.")
+    return float(value) if wanted == "float" else value
+
+
+def _faults(plan: Plan) -> list[str]:
+    terms, sites = plan.terms, [entry.site for entry in plan.participants]
+    checks = [
+        (
+            plan.version == VERSION,
+            f"version: {VERSION} is understood, {plan.version} came",
+        ),
+        (plan.rounds >= 1, f"rounds: at least 1, {plan.rounds} came"),
+        (
+            plan.strategy.local_steps >= 1,
+            f"strategy.local_steps: at least 1, {plan.strategy.local_steps} came",
+        ),
+        (
+            plan.strategy.weighting in ("patients", "equal"),
+            f"strategy.weighting: patients or equal, {plan.strategy.weighting!r} came",
+        ),
+        (
+            terms.steps == plan.rounds * plan.strategy.local_steps,
+            f"terms.steps: rounds x local_steps = {plan.rounds * plan.strategy.local_steps}, {terms.steps} came",
+        ),
+        (
+            0 < terms.sampling_rate <= 1,
+            f"terms.sampling_rate: in (0, 1], {terms.sampling_rate} came",
+        ),
+        (
+            0 < terms.clip_norm < math.inf,
+            f"terms.clip_norm: above 0 and finite, {terms.clip_norm} came",
+        ),
+        (
+            terms.windows_per_patient >= 1,
+            f"terms.windows_per_patient: at least 1, {terms.windows_per_patient} came",
+        ),
+        (0 < terms.delta < 1, f"terms.delta: in (0, 1), {terms.delta} came"),
+        (
+            (0 < terms.noise_multiplier < math.inf)
+            if terms.private
+            else terms.noise_multiplier == 0,
+            f"terms.noise_multiplier: above 0 with privacy, 0 without, {terms.noise_multiplier} came",
+        ),
+        (
+            len(plan.base_sha256) == 64
+            and set(plan.base_sha256) <= set("0123456789abcdef"),
+            "base_sha256: 64 hexadecimal digits",
+        ),
+        (sites == sorted(set(sites)), "participants: sorted by site, each once"),
+        (
+            all(
+                entry.patients >= PATIENTS_STEP and entry.patients % PATIENTS_STEP == 0
+                for entry in plan.participants
+            ),
+            f"participants.patients: multiples of {PATIENTS_STEP}, at least {PATIENTS_STEP}",
+        ),
+    ]
+    return [text for holds, text in checks if not holds]
