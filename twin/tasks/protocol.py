@@ -1,7 +1,7 @@
 """What a task is: how windows, targets, loss and metrics are made from a site's data.
 
 Shapes: N windows, T slots of history, C channels, S static values, H horizons, O outputs of the
-network, P patients, B weightings of patients.
+network, P patients, B weightings of patients, F columns of the table of inputs.
 """
 
 from __future__ import annotations
@@ -84,9 +84,19 @@ class Task(Protocol):
     name: str
     outputs: int
     horizons_min: tuple[int, ...]
+    channels: int
+    columns: tuple[str, ...]
 
     def examples(self, site: Site) -> Examples:
         """All windows of a site."""
+        ...
+
+    def tabulate(self, examples: Examples) -> Tensor:
+        """The inputs as a table of numbers of order one, shape N × len(columns), last column 1."""
+        ...
+
+    def sequence(self, examples: Examples) -> Tensor:
+        """The history as numbers of order one, shape N × `channels` × T; T is 0 for static tasks."""
         ...
 
     def loss(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
@@ -105,7 +115,10 @@ class Task(Protocol):
 class Metric(Protocol):
     """One figure of merit, named with its unit (`rmse_30_mg_dl`)."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the figure, with its unit."""
+        ...
 
     def __call__(self, forecast: Forecast, weights_BP: np.ndarray) -> np.ndarray:
         """The figure for B weightings of the P patients (B,), NaN where it is not defined.
