@@ -1,0 +1,196 @@
+"""What book-keeping records of a model's layers, and the gradients of patients made from it.
+
+Known layers are nn.Linear (with any middle axes, e.g. time) and nn.Conv1d (zero padding, one
+group), exactly these types: a subclass or a parametrised layer may compute something else. The
+gradient of a patient for such a layer is the product of the gradients at its outputs with its
+inputs, summed over the patient's windows and time.
+
+Letters as in `privacy.clipping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+
+class NotBookkeepable(Exception):
+    """Why what was recorded does not tell patients apart; caught inside privacy, never seen outside."""
+
+
+def keeps_book(model: nn.Module) -> bool:
+    """Whether every trainable parameter belongs to exactly one layer of a known kind."""
+    owners = [p for _, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    known = {id(p) for layer in _known_layers(model).values() for p in layer.parameters(recurse=False)}
+    return len({id(p) for p in owners}) == len(owners) and all(id(p) in known for p in owners)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """One layer over all its calls: inputs_NSI and gradients_NSO at its outputs (weights included)."""
+
+    prefix: str
+    layer: nn.Module
+    inputs_NSI: Tensor
+    gradients_NSO: Tensor
+
+    def patients(self, windows_KM: Tensor, used_KM: Tensor) -> dict[str, Tensor]:
+        """Gradients of K patients for the layer's trainable parameters."""
+        gradients = (self.gradients_NSO[windows_KM] * used_KM[:, :, None, None]).flatten(1, 2)
+        named: dict[str, Tensor] = {}
+        weight = self.layer.get_parameter("weight")
+        if weight.requires_grad:
+            inputs = self.inputs_NSI[windows_KM].flatten(1, 2)
+            product_KOI = torch.bmm(gradients.transpose(1, 2), inputs)
+            named[f"{self.prefix}weight"] = product_KOI.reshape(len(windows_KM), *weight.shape)
+        if self.layer.bias is not None and self.layer.get_parameter("bias").requires_grad:
+            named[f"{self.prefix}bias"] = gradients.sum(1)
+        return named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Book:
+    """The records of one forward pass; layers that were not called have gradient zero."""
+
+    records: tuple[LayerRecord, ...]
+    idle: dict[str, Tensor]
+
+    def gradients(self, windows_KM: Tensor, used_KM: Tensor) -> dict[str, Tensor]:
+        """Explicit gradients of K patients, whose windows are `windows_KM` where `used_KM`."""
+        named = {name: value.new_zeros(len(windows_KM), *value.shape) for name, value in self.idle.items()}
+        for record in self.records:
+            named.update(record.patients(windows_KM, used_KM))
+        return named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    name: str
+    inputs: Tensor
+    version: int
+    edge: GradientEdge
+
+
+class Recorder:
+    """Context manager: records inputs and outputs of the known layers while the model runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._layers = _known_layers(model)
+        self._calls: list[_Call] = []
+        self._by_keyword: list[str] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for name, layer in self._layers.items():
+            self._handles.append(layer.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not inputs:
+                self._by_keyword.append(name)
+            elif output.requires_grad:
+                # The edge outlives in-place activations, the tensor itself would change under them.
+                edge, taken = get_gradient_edge(output), inputs[0].detach()
+                self._calls.append(_Call(name=name, inputs=taken, version=taken._version, edge=edge))
+
+        return record
+
+    def book(self, total: Tensor, *, windows: int) -> Book:
+        """What gradients of patients are made from, by one backward pass of `total`.
+
+        Raises:
+            NotBookkeepable: a layer's first axis is not surely the windows, or an input was
+                overwritten, or the loss does not depend on any layer.
+        """
+        if self._by_keyword:
+            raise NotBookkeepable(f"Layer {self._by_keyword[0]} is called with keywords only.")
+        for call in self._calls:
+            self._check(call, windows)
+        edges = [call.edge for call in self._calls]
+        if not edges or not total.requires_grad:
+            raise NotBookkeepable("The loss does not depend on any Linear or Conv1d layer that was called.")
+        gradients = torch.autograd.grad(total, edges, allow_unused=True)
+        pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for call, gradient in zip(self._calls, gradients, strict=True):
+            if gradient is not None:
+                pairs.setdefault(call.name, []).append(
+                    _shared(self._layers[call.name], call.inputs, gradient)
+                )
+        records = tuple(self._record(name, found) for name, found in pairs.items())
+        owned = {f"{name}.{kind}".lstrip(".") for name in pairs for kind in ("weight", "bias")}
+        idle: dict[str, Tensor] = {
+            name: p for name, p in self._model.named_parameters() if p.requires_grad and name not in owned
+        }
+        return Book(records=records, idle=idle)
+
+    def _check(self, call: _Call, windows: int) -> None:
+        shape, layer = call.inputs.shape, self._layers[call.name]
+        middle = shape[1:-1] if isinstance(layer, nn.Linear) else ()
+        if len(shape) < 2 or (isinstance(layer, nn.Conv1d) and len(shape) != 3) or shape[0] != windows:
+            raise NotBookkeepable(
+                f"The input of layer {call.name} does not have the windows as its first axis."
+            )
+        if windows in middle:
+            # Time first and windows first look the same here; guessing wrong would mix patients.
+            raise NotBookkeepable(
+                f"The input of layer {call.name} has two axes as long as there are windows."
+            )
+        if call.inputs._version != call.version:
+            raise NotBookkeepable(f"The input of layer {call.name} was overwritten in place.")
+
+    def _record(self, name: str, pairs: list[tuple[Tensor, Tensor]]) -> LayerRecord:
+        return LayerRecord(
+            prefix=f"{name}." if name else "",
+            layer=self._layers[name],
+            inputs_NSI=torch.cat([inputs for inputs, _ in pairs], dim=1),
+            gradients_NSO=torch.cat([gradients for _, gradients in pairs], dim=1),
+        )
+
+
+def _known_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in model.named_modules() if _is_known(layer)}
+
+
+def _is_known(layer: nn.Module) -> bool:
+    if type(layer) is nn.Linear:
+        return True
+    return type(layer) is nn.Conv1d and layer.groups == 1 and layer.padding_mode == "zeros"
+
+
+def _shared(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and gradients of a layer with all shared axes as one: (N, S, I), (N, S, O)."""
+    if isinstance(layer, nn.Conv1d):
+        return _unfolded(layer, inputs), gradients.transpose(1, 2)
+    count = len(inputs)
+    return inputs.reshape(count, -1, inputs.shape[-1]), gradients.reshape(count, -1, gradients.shape[-1])
+
+
+def _unfolded(layer: nn.Conv1d, inputs_NCT: Tensor) -> Tensor:
+    """What the kernel sees at every output step, (N, S, C × kernel)."""
+    kernel, dilation, stride = layer.kernel_size[0], layer.dilation[0], layer.stride[0]
+    reach = dilation * (kernel - 1)
+    if layer.padding == "same":
+        inputs_NCT = functional.pad(inputs_NCT, (reach // 2, reach - reach // 2))
+    elif not isinstance(layer.padding, str):
+        inputs_NCT = functional.pad(inputs_NCT, (layer.padding[0], layer.padding[0]))
+    device = inputs_NCT.device
+    starts_S = torch.arange(0, inputs_NCT.shape[2] - reach, stride, device=device)
+    taps_SK = starts_S[:, None] + dilation * torch.arange(kernel, device=device)[None]
+    return inputs_NCT[:, :, taps_SK].permute(0, 2, 1, 3).flatten(2)
