@@ -210,9 +210,12 @@ def _value(name: str, kind: str, value: Any, where: str) -> Any:
     ]
     if not isinstance(value, allowed) or (isinstance(value, bool) and wanted != "bool"):
         raise PlanError(f"Expected {wanted} at {where}; {type(value).__name__} came.")
-    if wanted == "float" and not math.isfinite(value):
-        raise PlanError(f"Expected a finite number at {where}; {value} came.")
-    return float(value) if wanted == "float" else value
+    if wanted != "float":
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        raise PlanError(f"Expected a finite number at {where}; {number} came.")
+    return number
 
 
 def _faults(plan: Plan) -> list[str]:

@@ -1,0 +1,99 @@
+"""What an aggregation rule is: arrays in, arrays out, without network, clock or randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from strategies.errors import StrategyError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Applied(NamedTuple):
+    """What a rule made of one round.
+
+    Attributes:
+        state: of the rule, for the next round.
+        model: the new global model, float32; arrays that no update names are as they were.
+        diagnostics: figures of the round, by name; made of releases alone.
+    """
+
+    state: Arrays
+    model: Arrays
+    diagnostics: dict[str, float]
+
+
+class Rule(Protocol):
+    """How the coordinator turns the updates of a round into the next global model."""
+
+    def init(self, model: Mapping[str, np.ndarray], trainable: Sequence[str]) -> Arrays:
+        """The state before the first round, float64 arrays by name."""
+        ...
+
+    def apply(
+        self,
+        state: Mapping[str, np.ndarray],
+        model: Mapping[str, np.ndarray],
+        updates: Sequence[Mapping[str, np.ndarray]],
+        weights: Sequence[float],
+    ) -> Applied:
+        """The next state and model.
+
+        Args:
+            state: what `init` or the last `apply` returned.
+            model: the model from which all updates started.
+            updates: of each site, new minus old parameters, in the order of the sites' names: the
+                sum is taken in this order, so that it never depends on who answered first.
+            weights: of each site, above 0; they are normalised over the sites that are here.
+        """
+        ...
+
+
+def weighted_mean(
+    updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]
+) -> Arrays:
+    """The weighted mean of updates, float64, summed in the order given.
+
+    Raises:
+        StrategyError: no update, other numbers of updates and weights, or a weight that is not above 0.
+    """
+    if not updates or len(updates) != len(weights):
+        raise StrategyError(
+            f"expected one weight per update and at least one; got {len(updates)}, {len(weights)}"
+        )
+    if not all(0.0 < weight < float("inf") for weight in weights):
+        raise StrategyError("expected finite weights above 0")
+    total = float(sum(weights))
+    mean = {
+        name: np.zeros(np.shape(array), np.float64)
+        for name, array in updates[0].items()
+    }
+    for update, weight in zip(updates, weights, strict=True):
+        for name in mean:
+            mean[name] += (float(weight) / total) * np.asarray(update[name], np.float64)
+    return mean
+
+
+def moved(model: Mapping[str, np.ndarray], step: Mapping[str, np.ndarray]) -> Arrays:
+    """The model after adding a step (float64) to the arrays that the step names, as float32."""
+    return {
+        name: (array.astype(np.float64) + step[name]).astype(np.float32)
+        if name in step
+        else array.copy()
+        for name, array in model.items()
+    }
+
+
+def norm(arrays: Mapping[str, np.ndarray]) -> float:
+    """The L2 norm over all arrays together."""
+    return float(
+        np.sqrt(
+            sum(
+                float(np.sum(np.square(array, dtype=np.float64)))
+                for array in arrays.values()
+            )
+        )
+    )
