@@ -1,15 +1,16 @@
 """What can be configured: one dataclass per group, each key with its default and allowed range.
 
-`metadata["allowed"]` of a field is read by `conf.validation`: a pair (low, high) is an inclusive
-range, a tuple of strings a list of choices. None is allowed where the type says Optional.
+The metadata of a field are read by `conf.describe`: `allowed` is an inclusive range (low, high),
+`choices` a list of allowed texts, `only` the options of its group that the key has an effect with,
+`doc` what it means. None is allowed where the type says Optional.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 
-def _in(default: Any, *allowed: Any, doc: str) -> Any:
-    return field(default=default, metadata={"allowed": allowed, "doc": doc})
+def _in(default: Any, *allowed: Any, doc: str, only: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"allowed": allowed, "doc": doc, "only": only})
 
 
 @dataclass
@@ -18,13 +19,21 @@ class Data:
 
     name: str = "virtual"
     timezone: str | None = field(
-        default=None, metadata={"doc": "IANA zone of times that carry none; they are refused without it"}
+        default=None,
+        metadata={
+            "doc": "IANA zone of times that carry none; they are refused without it",
+            "only": ("folder",),
+        },
     )
     path: str | None = field(
-        default=None, metadata={"doc": "federation folder: <path>/<site>/observations.csv[.gz]|.parquet"}
+        default=None,
+        metadata={
+            "doc": "federation folder: <path>/<site>/observations.csv[.gz]|.parquet",
+            "only": ("folder",),
+        },
     )
-    patients_per_site: int = _in(16, 1, 100_000, doc="virtual people per hospital (virtual only)")
-    days: int = _in(14, 1, 366, doc="days of record per virtual person (virtual only)")
+    patients_per_site: int = _in(16, 1, 100_000, doc="virtual people per hospital", only=("virtual",))
+    days: int = _in(14, 1, 366, doc="days of record per virtual person", only=("virtual",))
 
 
 @dataclass
@@ -37,7 +46,9 @@ class Task:
     )
     stride_min: int = _in(15, 5, 240, doc="minutes between two predictions that are trained on or judged")
     low_mg_dl: float = _in(70.0, 54.0, 100.0, doc="hypoglycaemia: glucose below this")
-    alarm_mg_dl: float = _in(80.0, 54.0, 140.0, doc="a hypoglycaemia alarm rings when the forecast goes below this")
+    alarm_mg_dl: float = _in(
+        80.0, 54.0, 140.0, doc="a hypoglycaemia alarm rings when the forecast goes below this"
+    )
 
 
 @dataclass
@@ -45,7 +56,7 @@ class Model:
     """The network that is shared; every one is linear in its last layer."""
 
     name: str = "linear"
-    hidden: int = _in(32, 1, 4096, doc="width of hidden layers (mlp, tcn)")
+    hidden: int = _in(32, 1, 4096, doc="width of hidden layers", only=("mlp", "tcn"))
 
 
 @dataclass
@@ -62,11 +73,13 @@ class Strategy:
     )
     local_steps: int = _in(1, 1, 10_000, doc="optimiser steps at a site per round")
     learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
-    proximal_mu: float = _in(0.0, 0.0, 1e6, doc="pull of local steps to the global model (fedprox)")
-    server_learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the coordinator's optimiser")
-    beta1: float = _in(0.9, 0.0, 0.9999, doc="first moment (fedadam)")
-    beta2: float = _in(0.99, 0.0, 0.9999, doc="second moment (fedadam)")
-    tau: float = _in(1e-3, 1e-12, 1.0, doc="adaptivity floor (fedadam)")
+    proximal_mu: float = _in(0.0, 0.0, 1e6, doc="pull of local steps to the global model", only=("fedprox",))
+    server_learning_rate: float = _in(
+        1.0, 0.0, 100.0, doc="step of the coordinator's optimiser", only=("fedadam",)
+    )
+    beta1: float = _in(0.9, 0.0, 0.9999, doc="first moment", only=("fedadam",))
+    beta2: float = _in(0.99, 0.0, 0.9999, doc="second moment", only=("fedadam",))
+    tau: float = _in(1e-3, 1e-12, 1.0, doc="adaptivity floor", only=("fedadam",))
     average_last: float = _in(0.5, 0.0, 1.0, doc="fraction of the last rounds whose mean is the final model")
 
 
@@ -79,7 +92,9 @@ class Privacy:
     delta: float = _in(1e-4, 1e-12, 0.1, doc="probability that the bound does not hold")
     noise_multiplier: float | None = _in(None, 0.0, 1e6, doc="given instead of epsilon; null calibrates it")
     clip_norm: float = _in(1.0, 1e-6, 1e6, doc="greatest L2 norm of one patient's gradient")
-    sampling_rate: float = _in(1.0, 1e-6, 1.0, doc="probability that a patient takes part in a step (Poisson)")
+    sampling_rate: float = _in(
+        1.0, 1e-6, 1.0, doc="probability that a patient takes part in a step (Poisson)"
+    )
     windows_per_patient: int = _in(256, 1, 100_000, doc="most windows of a patient averaged in one step")
     minimum_patients: int = _in(5, 1, 1_000_000, doc="a site with fewer training patients is refused")
 
@@ -96,7 +111,9 @@ class Engine:
     """What carries messages between the coordinator and the sites."""
 
     name: str = "local"
-    device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda"), "doc": "where tensors live"})
+    device: str = field(
+        default="auto", metadata={"choices": ("auto", "cpu", "cuda"), "doc": "where tensors live"}
+    )
 
 
 @dataclass
@@ -104,12 +121,16 @@ class Evaluation:
     """How models are judged."""
 
     name: str = "folds"
-    folds: int = _in(5, 2, 100, doc="folds over patients within each site (folds)")
-    repeats: int = _in(50, 1, 10_000, doc="random splits of each site's patients (splits)")
-    test_fraction: float = _in(0.34, 0.05, 0.95, doc="share of patients that judge in a random split (splits)")
+    folds: int = _in(5, 2, 100, doc="folds over patients within each site", only=("folds",))
+    repeats: int = _in(50, 1, 10_000, doc="random splits of each site's patients", only=("splits",))
+    test_fraction: float = _in(
+        0.34, 0.05, 0.95, doc="share of patients that judge in a random split", only=("splits",)
+    )
     bootstrap_samples: int = _in(1000, 100, 100_000, doc="resamples of patients behind an interval")
     level: float = _in(0.95, 0.5, 0.999, doc="coverage of the intervals")
-    curves: bool = field(default=True, metadata={"doc": "learning curves: left-out hospital, few patients, few days"})
+    curves: bool = field(
+        default=True, metadata={"doc": "learning curves: left-out hospital, few patients, few days"}
+    )
 
 
 @dataclass

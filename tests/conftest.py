@@ -1,0 +1,30 @@
+"""What all tests share: where the real recordings are, and one thread per process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """The folder of real recordings; without it the test is skipped, and in CI it fails."""
+    folder = Path(os.environ.get("TWINWARD_DATA", ROOT.parent / "shared" / "data"))
+    if folder.is_dir():
+        return folder
+    message = f"no real recordings at {folder}; set TWINWARD_DATA to the folder that holds hall/, colas/ …"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
