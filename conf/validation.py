@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zoneinfo import available_timezones
 
 from conf.describe import Key, groups, keys
@@ -81,13 +81,9 @@ def coerce(key: Key, value: Any) -> Any:
         value = str(value)
     elif key.kind is float and is_number:
         value = float(value)
-    out = (
-        type(value) is not key.kind
-        or value == ""
-        or (key.choices and value not in key.choices)
-        or (key.allowed is not None and not key.allowed[0] <= value <= key.allowed[1])  # NaN is out
-    )
-    if out:
+    if type(value) is not key.kind or value == "" or (key.choices and value not in key.choices):
+        raise ValueError(key.expected())
+    if key.allowed is not None and not key.allowed[0] <= cast("float", value) <= key.allowed[1]:  # or NaN
         raise ValueError(key.expected())
     return value
 
