@@ -20,9 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The canonical bytes of named arrays."""
-    return bytes(
-        save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
-    )
+    return bytes(save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}))
 
 
 def arrays_from_bytes(data: bytes) -> Arrays:
@@ -34,9 +32,7 @@ def arrays_from_bytes(data: bytes) -> Arrays:
     try:
         arrays = load(data)
     except SafetensorError as error:
-        raise TrustError(
-            f"Expected the bytes of a safetensors file; they do not parse ({error})."
-        ) from None
+        raise TrustError(f"Expected the bytes of a safetensors file; they do not parse ({error}).") from None
     return {name: arrays[name] for name in sorted(arrays)}
 
 

@@ -81,8 +81,7 @@ class Plan:
         faults = _faults(self)
         if faults:
             raise PlanError(
-                "This plan cannot be carried out:\n"
-                + "\n".join(f"- {fault}" for fault in faults)
+                "This plan cannot be carried out:\n" + "\n".join(f"- {fault}" for fault in faults)
             )
 
     @property
@@ -92,15 +91,11 @@ class Plan:
 
     def to_json(self) -> str:
         """The canonical form."""
-        return json.dumps(
-            asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def with_participants(self, declared: dict[str, int]) -> Plan:
         """The plan that sites accept, from the numbers of patients that they declared."""
-        participants = tuple(
-            Participant(site=site, patients=declared[site]) for site in sorted(declared)
-        )
+        participants = tuple(Participant(site=site, patients=declared[site]) for site in sorted(declared))
         return replace(self, participants=participants)
 
     def patients_of(self, site: str) -> int:
@@ -112,9 +107,7 @@ class Plan:
         for participant in self.participants:
             if participant.site == site:
                 return participant.patients
-        raise PlanError(
-            f"Expected a participant of the plan; {site!r} is none of {self.sites}."
-        )
+        raise PlanError(f"Expected a participant of the plan; {site!r} is none of {self.sites}.")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -124,10 +117,7 @@ class Plan:
     def weights(self) -> dict[str, float]:
         """The weight of each participant in the mean of updates; they add up to one."""
         equal = self.strategy.weighting == "equal"
-        shares = {
-            entry.site: 1.0 if equal else float(entry.patients)
-            for entry in self.participants
-        }
+        shares = {entry.site: 1.0 if equal else float(entry.patients) for entry in self.participants}
         total = sum(shares.values())
         return {site: share / total for site, share in shares.items()}
 
@@ -144,18 +134,14 @@ def from_json(text: str) -> Plan:
     except ValueError:
         raise PlanError("Expected a plan in JSON; the text does not parse.") from None
     plan = _build(Plan, data, "plan")
-    if not isinstance(
-        plan, Plan
-    ):  # unreachable; tells the type checker what _build returns
+    if not isinstance(plan, Plan):  # unreachable; tells the type checker what _build returns
         raise PlanError("Expected a plan.")
     return plan
 
 
 def round_patients(patients: int) -> int:
     """The number that a site declares for its patients: the nearest multiple of 5, at least 5."""
-    return max(
-        PATIENTS_STEP, PATIENTS_STEP * math.floor(patients / PATIENTS_STEP + 0.5)
-    )
+    return max(PATIENTS_STEP, PATIENTS_STEP * math.floor(patients / PATIENTS_STEP + 0.5))
 
 
 def _refuse_constant(name: str) -> float:
@@ -174,9 +160,7 @@ def _build(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise PlanError(f"Expected an object at {where}; {type(data).__name__} came.")
     names = {
-        field.name: field.type.__name__
-        if isinstance(field.type, type)
-        else str(field.type)
+        field.name: field.type.__name__ if isinstance(field.type, type) else str(field.type)
         for field in fields(kind)
     }
     unknown, missing = sorted(set(data) - set(names)), sorted(set(names) - set(data))
@@ -184,12 +168,7 @@ def _build(kind: type, data: Any, where: str) -> Any:
         raise PlanError(
             f"{where}: unknown keys {unknown}, missing keys {missing}; allowed are {sorted(names)}."
         )
-    return kind(
-        **{
-            name: _value(name, names[name], data[name], f"{where}.{name}")
-            for name in names
-        }
-    )
+    return kind(**{name: _value(name, names[name], data[name], f"{where}.{name}") for name in names})
 
 
 def _value(name: str, kind: str, value: Any, where: str) -> Any:
@@ -198,16 +177,11 @@ def _value(name: str, kind: str, value: Any, where: str) -> Any:
     if name == "participants":
         if not isinstance(value, list):
             raise PlanError(f"Expected a list at {where}; {type(value).__name__} came.")
-        return tuple(
-            _build(Participant, item, f"{where}[{row}]")
-            for row, item in enumerate(value)
-        )
+        return tuple(_build(Participant, item, f"{where}[{row}]") for row, item in enumerate(value))
     if value is None and "None" in kind:
         return None
     wanted = kind.split(" ")[0]
-    allowed = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}[
-        wanted
-    ]
+    allowed = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}[wanted]
     if not isinstance(value, allowed) or (isinstance(value, bool) and wanted != "bool"):
         raise PlanError(f"Expected {wanted} at {where}; {type(value).__name__} came.")
     if wanted != "float":
@@ -252,14 +226,11 @@ def _faults(plan: Plan) -> list[str]:
         ),
         (0 < terms.delta < 1, f"terms.delta: in (0, 1), {terms.delta} came"),
         (
-            (0 < terms.noise_multiplier < math.inf)
-            if terms.private
-            else terms.noise_multiplier == 0,
+            (0 < terms.noise_multiplier < math.inf) if terms.private else terms.noise_multiplier == 0,
             f"terms.noise_multiplier: above 0 with privacy, 0 without, {terms.noise_multiplier} came",
         ),
         (
-            len(plan.base_sha256) == 64
-            and set(plan.base_sha256) <= set("0123456789abcdef"),
+            len(plan.base_sha256) == 64 and set(plan.base_sha256) <= set("0123456789abcdef"),
             "base_sha256: 64 hexadecimal digits",
         ),
         (sites == sorted(set(sites)), "participants: sorted by site, each once"),

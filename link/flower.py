@@ -1,0 +1,32 @@
+"""Everything of Flower that is not public, in one file; flwr is pinned exactly because of it.
+
+flwr 1.41: `Message(...)` reads the identity of the running task from a class that only Flower's
+own processes set, the id of a message has no setter, and a `Run` is needed for a Grid. When flwr is
+upgraded, this is the file to look through.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Message
+from flwr.supercore.run import Run as Run
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID = 1
+COORDINATOR_NODE_ID = 1
+
+
+def run_alone() -> Run:
+    """The `Run` of a grid inside this process, which no SuperLink knows."""
+    return Run.create_empty(run_id=RUN_ID)
+
+
+def identify_coordinator() -> None:
+    """Says who sends the messages that this process creates."""
+    TaskIdentity.task_id = RUN_ID
+    TaskIdentity.run_id = RUN_ID
+    TaskIdentity.node_id = COORDINATOR_NODE_ID
+
+
+def stamp(message: Message, message_id: str) -> None:
+    """Gives a message its id, which Flower leaves to the grid that carries it."""
+    message.metadata.__dict__["_message_id"] = message_id

@@ -1,0 +1,128 @@
+"""A Flower Grid inside one process: it hands every message to the ClientApp and keeps the reply.
+
+The nodes run one after the other, without Ray, threads or polling. A reply depends on the message
+and the node's own state alone, so the result is that of any other grid.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from itertools import count
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from link.errors import LinkError
+from link.flower import RUN_ID, Run, identify_coordinator, run_alone, stamp
+
+CLIENT_APP_RAISED = 2
+FIRST_NODE_ID = 2
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+
+class LocalGrid(Grid):
+    """Carries messages to nodes of this process, each with a Context of its own.
+
+    `sent`, `answered` and `seconds` count what went through it.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        run_config: Mapping[str, str | int | float | bool],
+        partitions: Iterable[int],
+    ) -> None:
+        """Args:
+        client_app: what runs at every node.
+        run_config: handed to every node in its Context.
+        partitions: number of the site of each node, in ascending order of node ids.
+        """
+        numbers = list(partitions)
+        self._client_app = client_app
+        self._contexts = {
+            FIRST_NODE_ID + place: _context(FIRST_NODE_ID + place, number, run_config)
+            for place, number in enumerate(numbers)
+        }
+        self._replies: dict[str, Message] = {}
+        self._ids = count(1)
+        self._run = run_alone()
+        self.sent = 0
+        self.answered = 0
+        self.seconds = 0.0
+        identify_coordinator()
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            message_id = str(next(self._ids))
+            stamp(message, message_id)
+            self._replies[message_id] = self._deliver(message)
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [
+            self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies
+        ]
+
+    def send_and_receive(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,  # noqa: ARG002  Flower's signature; a reply is there at once
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    def _deliver(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        if node not in self._contexts:
+            raise LinkError(
+                f"Expected one of the nodes {list(self._contexts)}; a message for node {node} came."
+            )
+        started = time.perf_counter()
+        self.sent += 1
+        try:
+            reply = self._client_app(message, self._contexts[node])
+        except Exception:  # what Flower's own grids do: a node that fails answers with an error
+            logger.exception("the ClientApp of node %d raised", node)
+            reply = Message(Error(code=CLIENT_APP_RAISED, reason=""), reply_to=message)
+        stamp(reply, f"{message.metadata.message_id}-reply")
+        self.answered += 1
+        self.seconds += time.perf_counter() - started
+        return reply
+
+
+def _context(node_id: int, partition: int, run_config: Mapping[str, str | int | float | bool]) -> Context:
+    node_config: UserConfig = {"partition-id": partition}
+    return Context(
+        run_id=RUN_ID,
+        node_id=node_id,
+        node_config=node_config,
+        state=RecordDict(),
+        run_config=dict(run_config),
+    )

@@ -1,0 +1,161 @@
+"""What the messages between coordinator and sites hold, and nothing else.
+
+Three requests, each with one answer:
+- `query.declare`: an offered plan → the site's name and its rounded number of patients;
+- `query.accept`: the plan with participants → the site's name;
+- `train`: a round of an accepted plan and the global model → the site's update.
+An answer with a non-empty error code holds no more than the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from link.errors import LinkError
+from trust.digest import Arrays
+
+DECLARE = "query.declare"
+ACCEPT = "query.accept"
+TRAIN = "train"
+
+PLAN, ROUND, MODEL, ANSWER, UPDATE = "plan", "round", "model", "answer", "update"
+ANSWER_KEYS = {"site": str, "plan": str, "round": int, "base": str, "patients": int, "error": str}
+ROUND_KEYS = {"plan": str, "round": int, "base": str}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Which round of which plan, and the SHA-256 of the model from which it starts; rounds from 1."""
+
+    plan: str
+    round: int
+    base: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a site says beside its update.
+
+    Attributes:
+        site: its name; empty if it failed before it knew.
+        plan: hash of the plan that was asked about.
+        round, base: of a `train` request; 0 and empty otherwise.
+        patients: rounded number, in the answer to `declare`; 0 otherwise.
+        error: a code, empty if all is well.
+    """
+
+    site: str
+    plan: str
+    round: int = 0
+    base: str = ""
+    patients: int = 0
+    error: str = ""
+
+
+def plan_request(plan_json: str) -> RecordDict:
+    """The content of `declare` and `accept`."""
+    return RecordDict({PLAN: ConfigRecord({"json": plan_json})})
+
+
+def read_plan_request(content: RecordDict) -> str:
+    """The JSON of the plan in a request.
+
+    Raises:
+        LinkError: the request is not of this form.
+    """
+    if set(content) != {PLAN}:
+        raise LinkError(f"Expected the one record {PLAN!r}; {sorted(content)} came.")
+    return str(_read(content[PLAN], {"json": str}, PLAN)["json"])
+
+
+def train_request(request: Round, model: Arrays) -> RecordDict:
+    """The content of `train`."""
+    record = ConfigRecord({"plan": request.plan, "round": request.round, "base": request.base})
+    return RecordDict({ROUND: record, MODEL: arrays_to_record(model)})
+
+
+def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
+    """What `train_request` wrote.
+
+    Raises:
+        LinkError: the request is not of this form.
+    """
+    if set(content) != {ROUND, MODEL}:
+        raise LinkError(f"Expected the records {ROUND!r} and {MODEL!r}; {sorted(content)} came.")
+    values = _read(content[ROUND], ROUND_KEYS, ROUND)
+    request = Round(plan=str(values["plan"]), round=int(values["round"]), base=str(values["base"]))
+    return request, record_to_arrays(content[MODEL])
+
+
+def answer(said: Answer, update: Arrays | None = None) -> RecordDict:
+    """The content of any reply."""
+    record = ConfigRecord(
+        {
+            "site": said.site,
+            "plan": said.plan,
+            "round": said.round,
+            "base": said.base,
+            "patients": said.patients,
+            "error": said.error,
+        }
+    )
+    content = RecordDict({ANSWER: record})
+    if update is not None:
+        content[UPDATE] = arrays_to_record(update)
+    return content
+
+
+def read_answer(content: RecordDict) -> tuple[Answer, Arrays | None]:
+    """What `answer` wrote.
+
+    Raises:
+        LinkError: the reply is not of this form.
+    """
+    if not {ANSWER} <= set(content) <= {ANSWER, UPDATE}:
+        raise LinkError(f"Expected the records {ANSWER!r} and {UPDATE!r}; {sorted(content)} came.")
+    values = _read(content[ANSWER], ANSWER_KEYS, ANSWER)
+    said = Answer(
+        site=str(values["site"]),
+        plan=str(values["plan"]),
+        round=int(values["round"]),
+        base=str(values["base"]),
+        patients=int(values["patients"]),
+        error=str(values["error"]),
+    )
+    return said, record_to_arrays(content[UPDATE]) if UPDATE in content else None
+
+
+def arrays_to_record(arrays: Arrays) -> ArrayRecord:
+    """Named arrays as Flower carries them, sorted by name."""
+    return ArrayRecord({name: Array(np.asarray(arrays[name], order="C")) for name in sorted(arrays)})
+
+
+def record_to_arrays(record: object) -> Arrays:
+    """Named arrays of a Flower record; never unpickled.
+
+    Raises:
+        LinkError: the record holds no arrays, or its bytes do not parse.
+    """
+    if not isinstance(record, ArrayRecord):
+        raise LinkError(f"Expected a record of arrays; {type(record).__name__} came.")
+    try:
+        return {name: np.asarray(array.numpy()) for name, array in sorted(record.items())}
+    except (TypeError, ValueError, EOFError):
+        raise LinkError(
+            "Expected arrays in numpy's format without pickled objects; the bytes do not parse."
+        ) from None
+
+
+def _read(record: object, keys: dict[str, type], where: str) -> dict[str, str | int]:
+    if not isinstance(record, ConfigRecord) or set(record) != set(keys):
+        raise LinkError(f"Expected the keys {sorted(keys)} in record {where!r}.")
+    values: dict[str, str | int] = {}
+    for name, kind in keys.items():
+        value = record[name]
+        if not isinstance(value, (str, int)) or type(value) is not kind:
+            raise LinkError(f"Expected {kind.__name__} at {where}.{name}; {type(value).__name__} came.")
+        values[name] = value
+    return values
