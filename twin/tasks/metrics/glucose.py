@@ -50,8 +50,8 @@ def glucose_metrics(
         Ratio(name="hypo_sensitivity_pct", sums=_alarm(judge, "detected_P", "events_P"), scale=100.0),
         Ratio(name="hypo_lead_time_min", sums=_alarm(judge, "lead_min_P", "detected_P")),
         Ratio(name="hypo_false_alarms_per_day", sums=_alarm(judge, "false_alarms_P", "watched_days_P")),
-        _mean("time_in_range_30_pct", half_hour, lambda target_N, f_N: _in_range(f_N), 100.0),
-        _mean("time_in_range_observed_pct", half_hour, lambda target_N, f_N: _in_range(target_N), 100.0),
+        _mean("time_in_range_30_pct", half_hour, lambda _, f: _in_range(f), 100.0),
+        _mean("time_in_range_observed_pct", half_hour, lambda y, _: _in_range(y), 100.0),
     )
 
 
