@@ -8,8 +8,10 @@ upgraded, this is the file to look through.
 from __future__ import annotations
 
 from flwr.app import Message
-from flwr.supercore.run import Run as Run
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["COORDINATOR_NODE_ID", "RUN_ID", "Run", "identify_coordinator", "run_alone", "stamp"]
 
 RUN_ID = 1
 COORDINATOR_NODE_ID = 1

@@ -180,7 +180,7 @@ def _value(name: str, kind: str, value: Any, where: str) -> Any:
         return tuple(_build(Participant, item, f"{where}[{row}]") for row, item in enumerate(value))
     if value is None and "None" in kind:
         return None
-    wanted = kind.split(" ")[0]
+    wanted = kind.split(" ", maxsplit=1)[0]
     allowed = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}[wanted]
     if not isinstance(value, allowed) or (isinstance(value, bool) and wanted != "bool"):
         raise PlanError(f"Expected {wanted} at {where}; {type(value).__name__} came.")
@@ -194,6 +194,7 @@ def _value(name: str, kind: str, value: Any, where: str) -> Any:
 
 def _faults(plan: Plan) -> list[str]:
     terms, sites = plan.terms, [entry.site for entry in plan.participants]
+    steps = plan.rounds * plan.strategy.local_steps
     checks = [
         (
             plan.version == VERSION,
@@ -209,8 +210,8 @@ def _faults(plan: Plan) -> list[str]:
             f"strategy.weighting: patients or equal, {plan.strategy.weighting!r} came",
         ),
         (
-            terms.steps == plan.rounds * plan.strategy.local_steps,
-            f"terms.steps: rounds x local_steps = {plan.rounds * plan.strategy.local_steps}, {terms.steps} came",
+            terms.steps == steps,
+            f"terms.steps: rounds times local_steps, here {steps}; {terms.steps} came",
         ),
         (
             0 < terms.sampling_rate <= 1,
