@@ -79,10 +79,15 @@ class Forecast:
 
 
 class Task(Protocol):
-    """One thing to learn. Built from `conf.schema.Task` by `twin.tasks.build`."""
+    """One thing to learn. Built from `conf.schema.Task` by `twin.tasks.build`.
+
+    A network's trained last layer has `latents` outputs, from which a fixed public basis makes the
+    O outputs: the fewer numbers are trained, the less privacy noise they carry.
+    """
 
     name: str
     outputs: int
+    latents: int
     horizons_min: tuple[int, ...]
     channels: int
     columns: tuple[str, ...]
