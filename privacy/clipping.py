@@ -259,7 +259,7 @@ def _check_patients(patient_N: Tensor, patients: int) -> None:
         raise PrivacyError(
             f"patient_N must be int64 of shape (N,), not {patient_N.dtype} {tuple(patient_N.shape)}."
         )
-    if len(patient_N) and not (0 <= int(patient_N.min()) and int(patient_N.max()) < patients):
+    if len(patient_N) and not (int(patient_N.min()) >= 0 and int(patient_N.max()) < patients):
         raise PrivacyError(f"patient_N must lie in [0, patients={patients}).")
 
 

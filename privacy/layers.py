@@ -102,7 +102,7 @@ class Recorder:
         self._handles.clear()
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not inputs:
                 self._by_keyword.append(name)
             elif output.requires_grad:

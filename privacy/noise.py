@@ -1,0 +1,136 @@
+"""A site's own randomness: keyed streams for Gaussian noise and for drawing patients and windows.
+
+Who knows the key can subtract the noise, so a stream is keyed by a secret that never leaves the
+site, and by a context (plan, round, base model). The same secret and context give the same
+numbers, so a release that a crash interrupted is made again bit by bit and not drawn anew; any
+other context gives a stream that is computationally independent. Key derivation is HKDF-SHA256
+(RFC 5869), the generator is ChaCha20 (RFC 8439).
+
+What it is not: a proof against attacks on floating-point numbers (Mironov 2012, "On significance of
+the least significant bits for differential privacy"). Accounting speaks of real numbers. As a
+mitigation `add_noise` rounds what it returns to a grid far coarser than the spacing of the numbers
+that noise is made of, so that which numbers are possible no longer tells what was added; docs/privacy.md
+says what is claimed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from torch import Tensor
+
+from privacy.errors import PrivacyError
+
+SECRET_BYTES: Final = 32
+GRID_BITS: Final = 20
+"""Releases are rounded to steps of about the noise's standard deviation / 2**GRID_BITS."""
+
+
+class NoiseStream:
+    """Random numbers that follow from a site's secret and a context; reading moves the stream on."""
+
+    __slots__ = ("_context", "_keystream", "_secret")
+
+    def __init__(self, secret: bytes, context: bytes) -> None:
+        """A stream at its start.
+
+        Args:
+            secret: of the site, at least SECRET_BYTES random bytes; never logged, never sent.
+            context: what the numbers are for, e.g. plan, round and base model. Two uses must never
+                share a context: equal noise cancels in a difference.
+        """
+        if len(secret) < SECRET_BYTES:
+            raise PrivacyError(f"A site's secret must have at least {SECRET_BYTES} bytes; make one anew.")
+        self._secret, self._context = secret, context
+        derived = HKDF(algorithm=hashes.SHA256(), length=48, salt=None, info=b"twinward noise 1" + context)
+        material = derived.derive(secret)
+        # ChaCha20 here takes counter and nonce as one; the 32-bit counter starts at zero.
+        nonce = bytes(4) + material[32:44]
+        self._keystream = Cipher(ChaCha20(material[:32], nonce), mode=None).encryptor()
+
+    def __repr__(self) -> str:
+        return "NoiseStream(<secret>)"
+
+    def child(self, label: str | bytes) -> NoiseStream:
+        """The stream at its start for a part of this context (a step, or one use within a step)."""
+        name = label.encode() if isinstance(label, str) else label
+        lengths = len(self._context).to_bytes(8, "big") + len(name).to_bytes(8, "big")
+        return NoiseStream(self._secret, b"child" + lengths + self._context + name)
+
+    def uniform(self, count: int) -> np.ndarray:
+        """`count` numbers in (0, 1), float64, the middles of 2**53 equal intervals."""
+        words = np.frombuffer(self._keystream.update(bytes(8 * count)), dtype="<u8")
+        return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+    def normal(self, shape: int | tuple[int, ...]) -> np.ndarray:
+        """Standard normal numbers, float64 (Box and Muller 1958); none is beyond 8.7 in magnitude."""
+        size = shape if isinstance(shape, int) else math.prod(shape)
+        pairs = (size + 1) // 2
+        uniform = self.uniform(2 * pairs)
+        radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
+        angle = 2.0 * np.pi * uniform[pairs:]
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return both[:size].reshape(shape)
+
+    def poisson_sample(self, count: int, rate: float) -> np.ndarray:
+        """Which of `count` patients take part, each on its own with probability `rate`; bool, (count,)."""
+        if not 0 <= rate <= 1:
+            raise PrivacyError(f"A sampling rate lies in [0, 1], not {rate}; see privacy.sampling_rate.")
+        return self.uniform(count) < rate
+
+    def choose(self, counts_P: np.ndarray, at_most: int) -> np.ndarray:
+        """Indices of uniformly chosen windows, at most `at_most` of each patient, ascending int64.
+
+        Args:
+            counts_P: number of windows of each patient; windows are numbered patient by patient.
+            at_most: 1 or more.
+        """
+        if at_most < 1:
+            raise PrivacyError(f"At least one window per patient must be allowed, not {at_most}.")
+        total = int(counts_P.sum())
+        key_N = self.uniform(total)
+        patient_N = np.repeat(np.arange(len(counts_P)), counts_P)
+        order_N = np.lexsort((key_N, patient_N))
+        starts_P = np.cumsum(counts_P) - counts_P
+        rank_N = np.arange(total) - np.repeat(starts_P, counts_P)
+        return np.sort(order_N[rank_N < at_most]).astype(np.int64)
+
+
+def add_noise(sums: Mapping[str, Tensor], noise_std: float, stream: NoiseStream) -> dict[str, Tensor]:
+    """Clipped sums with Gaussian noise, rounded to a grid of about noise_std / 2**GRID_BITS; float64.
+
+    Args:
+        sums: by parameter; noise is drawn in the order of their names.
+        noise_std: noise multiplier × clip norm, in the unit of the sums; 0 adds nothing.
+        stream: used for this release and for nothing else.
+    """
+    if not (0 <= noise_std < math.inf):
+        raise PrivacyError(f"The noise's standard deviation must be 0 or above and finite, not {noise_std}.")
+    if noise_std == 0:
+        return {name: value.double() for name, value in sums.items()}
+    grid = 2.0 ** (math.floor(math.log2(noise_std)) - GRID_BITS)
+    noised: dict[str, Tensor] = {}
+    for name in sorted(sums):
+        noise = torch.from_numpy(stream.normal(tuple(sums[name].shape))).to(sums[name].device)
+        noised[name] = torch.round((sums[name].double() + noise_std * noise) / grid) * grid
+    return {name: noised[name] for name in sums}
+
+
+def new_site_secret() -> bytes:
+    """A fresh secret from the operating system, for a site to keep on its own disk."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def site_secret_from_seed(seed: int, site: str) -> bytes:
+    """The secret of a simulated site. Never for a real one: who knows the seed can subtract the noise."""
+    return hashlib.sha256(f"twinward simulated site\0{seed}\0{site}".encode()).digest()
