@@ -30,6 +30,7 @@ from typing import Final
 from dp_accounting import dp_event, privacy_accountant
 from dp_accounting.pld import pld_privacy_accountant
 from dp_accounting.rdp import rdp_privacy_accountant
+from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from privacy.errors import PrivacyError
@@ -43,6 +44,8 @@ UNIT: Final = "patient"
 
 _RELATIVE_TOLERANCE: Final = 1e-4
 """`calibrate` returns at most this much more noise than needed (relative), never less."""
+_LEAST_SAMPLED_NOISE: Final = 0.01
+"""`calibrate` stops here with sampling: where steps × rate are below delta no noise would be needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +148,7 @@ def epsilon_rdp(releases: Iterable[GaussianRelease], delta: float) -> float:
 
 
 # Whole orders only: the series of the fractional ones often does not converge and is then left out.
-_ORDERS: Final = [*range(2, 65), *(2**power for power in range(7, 17))]
+_ORDERS: Final = [*range(2, 65), *(2**power for power in range(7, 12))]
 _ADD_OR_REMOVE: Final = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
@@ -207,18 +210,10 @@ def _calibrate(target: float, delta: float, sampling_rate: float, steps: int) ->
             delta,
         )
 
-    low, high = 0.0, _gaussian_noise(target, delta, steps)
+    noise = _gaussian_noise(target, delta, steps)
     if sampling_rate < 1:
-        # Sampling only helps up to the slack of the numerical accountant, so the bracket may need a push.
-        while cost(high) > target:
-            low, high = high, 2 * high
-        while cost(high / 2) <= target:
-            high = high / 2
-        low = max(low, high / 2)
-        while high - low > _RELATIVE_TOLERANCE * high:
-            middle = (low + high) / 2
-            low, high = (middle, high) if cost(middle) > target else (low, middle)
-    return _rounded_up(high, cost, target)
+        noise = _root(lambda trial: math.log(max(cost(trial), 1e-300) / target), noise)
+    return _rounded_up(noise, cost, target)
 
 
 def _gaussian_noise(target: float, delta: float, steps: int) -> float:
@@ -232,13 +227,27 @@ def _gaussian_noise(target: float, delta: float, steps: int) -> float:
     return math.sqrt(steps) / low
 
 
+def _root(excess: Callable[[float], float], guess: float) -> float:
+    """About where `excess`, which falls with the noise, is zero; few evaluations, for each is slow."""
+    low = high = guess
+    while excess(high) > 0:
+        high *= 2
+    while low == high or excess(low) <= 0:
+        low /= 2
+        if low < _LEAST_SAMPLED_NOISE:
+            return _LEAST_SAMPLED_NOISE
+    root = brentq(lambda x: excess(math.exp(x)), math.log(low), math.log(high), xtol=_RELATIVE_TOLERANCE / 4)
+    return math.exp(root)
+
+
 def _rounded_up(noise: float, cost: Callable[[float], float], target: float) -> float:
     """`noise` to six significant digits, upwards, so that plans carry short numbers; checked last of all."""
-    unit = 10.0 ** (math.floor(math.log10(noise)) - 5)
-    count = math.ceil(noise / unit)
-    while cost(float(f"{count * unit:.6g}")) > target:
-        count += 1
-    return float(f"{count * unit:.6g}")
+    while True:
+        unit = 10.0 ** (math.floor(math.log10(noise)) - 5)
+        candidate = float(f"{math.ceil(noise / unit) * unit:.6g}")
+        if cost(candidate) <= target:
+            return candidate
+        noise = candidate * (1 + _RELATIVE_TOLERANCE / 4)
 
 
 def _checked(delta: float) -> float:
