@@ -1,0 +1,94 @@
+"""Entry of the `twinward` command: finds the command, and turns errors into messages and exit codes.
+
+Exit codes: 0 it succeeded; 1 it failed (data, a run); 2 the command or configuration is wrong, nothing
+was done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from conf.errors import ConfigError, TwinwardError
+from conf.validation import suggestion
+
+# command words → module of cli/ with `run(words) -> exit code`; imported only when it is called.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "simulate": ("cli.simulate", "train a federation of simulated hospitals and write a report"),
+    "evaluate": ("cli.evaluate", "judge a trained model on data that it has never met"),
+    "data check": ("cli.data", "say what is wrong with a federation folder and what it holds"),
+    "data convert": ("cli.data", "turn published recordings into a federation folder"),
+    "privacy plan": ("cli.privacy", "say before training what a schedule costs and who can be heard"),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nobody is told that a hospital trains
+    words = list(sys.argv[1:] if words is None else words)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        return _dispatch(words)
+    except TwinwardError as error:
+        print(f"twinward: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("twinward: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def usage() -> str:
+    """The text of `twinward --help`."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {doc}" for name, (_, doc) in COMMANDS.items())
+    return (
+        "usage: twinward COMMAND ...\n\n"
+        "A federated learning network of hospital digital twins.\n\n"
+        f"commands:\n{listed}\n\n"
+        "A run that works, from nothing to a report, in some minutes:\n  twinward simulate\n\n"
+        "More of a command: twinward COMMAND --help. Version: twinward --version."
+    )
+
+
+def _dispatch(words: list[str]) -> int:
+    if words in (["--version"], ["-V"]):
+        print(f"twinward {_version()}")
+        return 0
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            run: Callable[[str, list[str]], int] = import_module(COMMANDS[name][0]).run
+            return run(name, words[length:])
+    return _unknown(words)
+
+
+def _unknown(words: list[str]) -> int:
+    family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if family and words[1:2] in (["-h"], ["--help"], []):
+        print("\n".join(["commands:", *(f"  twinward {name}  {COMMANDS[name][1]}" for name in family)]))
+        return 0 if len(words) > 1 else 2
+    name = " ".join(words[: 2 if family else 1])
+    raise ConfigError(
+        f"there is no command {name!r}{suggestion(name, COMMANDS)}\nAll commands: twinward --help"
+    )
+
+
+def _version() -> str:
+    try:
+        return version("twinward")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

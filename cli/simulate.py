@@ -1,0 +1,123 @@
+"""`twinward simulate`: one run, a sweep of runs, or one continued."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.words import OVERRIDE_DOC, parser, read, settings
+from conf.errors import ConfigError
+
+if TYPE_CHECKING:  # torch, Flower and Hydra come only when a run begins; --help does without
+    from conf.schema import Config
+    from simulate.progress import Progress
+    from simulate.run import RunResult
+
+DOC = "Train a federation of simulated hospitals, judge it against its baselines, write a report."
+EXAMPLES = """\
+runs that work:
+  twinward simulate
+  twinward simulate privacy.epsilon=2 rounds=30 run.dir=runs/strict
+  twinward simulate data=folder data.path=studies sites=[hall,colas] run.forecasts=true
+  twinward simulate -m privacy=patient,none seed=0,1,2
+  twinward simulate --resume runs/strict
+
+The same settings lead to the same folder: a run that was stopped goes on, a finished one is shown again.
+"""
+
+
+def run(name: str, words: list[str]) -> int:
+    """The command; returns its exit code."""
+    args = read(_parser(name), words)
+    if args.resume is not None:
+        if args.settings or args.multirun:
+            raise ConfigError("--resume continues a run with the settings it has; leave the others out")
+        return _resume(args.resume, as_json=args.json)
+    if args.multirun:
+        from cli.sweep import sweep
+
+        return sweep(args.settings, as_json=args.json)
+    from conf.load import load
+
+    config = at_directory(load(args.settings))
+    show(simulate_one(config), config.task.unit, as_json=args.json)
+    return 0
+
+
+def at_directory(config: Config, directory: Path | None = None) -> Config:
+    """The configuration with the folder of its run written down, so that it can be told."""
+    from conf.naming import run_directory
+
+    chosen = run_directory(config) if directory is None else directory
+    return replace(config, run=replace(config.run, dir=str(chosen)))
+
+
+def simulate_one(config: Config) -> RunResult:
+    """Run a configuration whose folder is written down."""
+    from simulate.run import simulate
+
+    return watched(lambda progress: simulate(config, progress=progress), Path(str(config.run.dir)))
+
+
+def show(result: RunResult, unit: str, *, as_json: bool) -> None:
+    """The result on stdout: a table and where the files lie, or summary.json as it is."""
+    if as_json:
+        print(json.dumps(result.summary, indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from simulate.table import show as show_table
+
+    show_table(result.summary, Console(), unit)
+    report = result.directory / "report.html"
+    print(f"\nReport: {report if report.exists() else result.directory}")
+
+
+def watched(work: Callable[[Progress], RunResult], directory: Path) -> RunResult:
+    """Do the work with progress on stderr; when stopped by hand, say how to go on."""
+    from rich.console import Console
+
+    from simulate.progress import TerminalProgress
+
+    try:
+        with TerminalProgress(Console(stderr=True)) as progress:
+            return work(progress)
+    except KeyboardInterrupt:
+        how = f"twinward simulate --resume {directory}"
+        if not (directory / "config.yaml").exists():
+            how = "the same command again"
+        print(f"\nStopped; what is committed is kept. Go on with: {how}", file=sys.stderr)
+        raise
+
+
+def _resume(directory: Path, *, as_json: bool) -> int:
+    from conf.load import from_yaml
+    from simulate.run import resume
+
+    written = directory / "config.yaml"
+    if not written.is_file():
+        raise ConfigError(
+            f"{directory} is no run: it has no config.yaml; runs lie in runs/ unless run.dir is given"
+        )
+    unit = from_yaml(written.read_text(encoding="utf-8")).task.unit
+    show(watched(lambda progress: resume(directory, progress=progress), directory), unit, as_json=as_json)
+    return 0
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    words = parser(name, DOC, epilog=f"{EXAMPLES}\n{settings()}")
+    words.add_argument("settings", nargs="*", metavar="key=value", help=OVERRIDE_DOC)
+    words.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="run every combination of values with commas: seed=0,1,2",
+    )
+    words.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder")
+    words.add_argument("--json", action="store_true", help="print summary.json instead of a table")
+    return words

@@ -1,0 +1,62 @@
+"""Parsers of command words, and the help that lists every group and key."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+
+from conf.describe import Key, groups, keys
+
+OVERRIDE_DOC = "settings, `group=option` or `key=value`"
+
+
+def parser(name: str, doc: str, *, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser for one command, whose help shows the epilog as it is."""
+    return argparse.ArgumentParser(
+        prog=f"twinward {name}",
+        description=doc,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def read(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The words as the parser reads them; options may stand among the settings.
+
+    Raises:
+        SystemExit: of argparse, 0 after help and 2 after a usage error.
+    """
+    return parser.parse_intermixed_args(words)
+
+
+def settings() -> str:
+    """Every group with its options and every key with its default, for `--help`."""
+    lines = ["groups (group=option; the first is the default):"]
+    for group, options in groups().items():
+        for place, option in enumerate(options):
+            sets = "".join(f" {k}={_plain(v)}" for k, v in option.sets.items())
+            head = f"  {group if place == 0 else '':<12}{option.name:<10}"
+            lines += _wrap(head, option.doc + (f" Sets{sets}." if sets else ""), 24)
+    lines += ["", "keys (key=value; the value shown is the default):"]
+    for key in keys().values():
+        lines += _wrap(f"  {key.name}={_plain(key.default)}", explain(key), 38)
+    return "\n".join(lines)
+
+
+def explain(key: Key) -> str:
+    """What a key means and what it may be."""
+    only = f" [{key.group}={'|'.join(key.only)}]" if key.only else ""
+    allowed = f" ({key.expected()})" if key.kind else ""
+    return f"{key.doc}{allowed}{only}"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _wrap(head: str, text: str, indent: int) -> list[str]:
+    lines = textwrap.wrap(text, 108 - indent) or [""]
+    first = f"{head:<{indent - 1}} {lines[0]}"
+    return [first.rstrip(), *(" " * indent + line for line in lines[1:])]
