@@ -3,8 +3,9 @@
 Three requests, each with one answer:
 - `query.declare`: an offered plan → the site's name and its rounded number of patients;
 - `query.accept`: the plan with participants → the site's name;
-- `train`: a round of an accepted plan and the global model → the site's update.
-An answer with a non-empty error code holds no more than the code.
+- `train`: an accepted plan, a round of it and the global model → the site's update.
+The plan travels whole each time, so that a site need not keep it: its hash says whether the site
+accepted it. An answer with a non-empty error code holds no more than the code.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from link.errors import LinkError
+from strategies.flower import ANSWER, MODEL, ROUND, UPDATE, to_record
 from trust.digest import Arrays
 
 DECLARE = "query.declare"
 ACCEPT = "query.accept"
 TRAIN = "train"
 
-PLAN, ROUND, MODEL, ANSWER, UPDATE = "plan", "round", "model", "answer", "update"
+PLAN = "plan"
 ANSWER_KEYS = {"site": str, "plan": str, "round": int, "base": str, "patients": int, "error": str}
 ROUND_KEYS = {"plan": str, "round": int, "base": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """Which round of which plan, and the SHA-256 of the model from which it starts; rounds from 1."""
+    """Which round of which plan (JSON), and the SHA-256 of the model it starts from; rounds from 1."""
 
     plan: str
     round: int
@@ -71,14 +73,8 @@ def read_plan_request(content: RecordDict) -> str:
     return str(_read(content[PLAN], {"json": str}, PLAN)["json"])
 
 
-def train_request(request: Round, model: Arrays) -> RecordDict:
-    """The content of `train`."""
-    record = ConfigRecord({"plan": request.plan, "round": request.round, "base": request.base})
-    return RecordDict({ROUND: record, MODEL: arrays_to_record(model)})
-
-
 def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
-    """What `train_request` wrote.
+    """The request that `strategies.flower` wrote.
 
     Raises:
         LinkError: the request is not of this form.
@@ -104,7 +100,7 @@ def answer(said: Answer, update: Arrays | None = None) -> RecordDict:
     )
     content = RecordDict({ANSWER: record})
     if update is not None:
-        content[UPDATE] = arrays_to_record(update)
+        content[UPDATE] = to_record(update)
     return content
 
 
@@ -126,11 +122,6 @@ def read_answer(content: RecordDict) -> tuple[Answer, Arrays | None]:
         error=str(values["error"]),
     )
     return said, record_to_arrays(content[UPDATE]) if UPDATE in content else None
-
-
-def arrays_to_record(arrays: Arrays) -> ArrayRecord:
-    """Named arrays as Flower carries them, sorted by name."""
-    return ArrayRecord({name: Array(np.asarray(arrays[name], order="C")) for name in sorted(arrays)})
 
 
 def record_to_arrays(record: object) -> Arrays:

@@ -29,6 +29,4 @@ def build(strategy: Strategy) -> Rule:
             beta2=strategy.beta2,
             tau=strategy.tau,
         )
-    raise ConfigError(
-        f"strategy.name: allowed are {', '.join(NAMES)}; {strategy.name!r} came."
-    )
+    raise ConfigError(f"strategy.name: allowed are {', '.join(NAMES)}; {strategy.name!r} came.")

@@ -21,20 +21,13 @@ def averaged_rounds(rounds: int, fraction: float) -> int:
 
 def start(model: Mapping[str, np.ndarray], trainable: Sequence[str]) -> Arrays:
     """The empty sum."""
-    return {"count": np.zeros(1)} | {
-        f"sum.{name}": np.zeros(model[name].shape) for name in trainable
-    }
+    return {"count": np.zeros(1)} | {f"sum.{name}": np.zeros(model[name].shape) for name in trainable}
 
 
 def add(total: Mapping[str, np.ndarray], model: Mapping[str, np.ndarray]) -> Arrays:
     """The sum with one more model."""
     return {
-        name: array
-        + (
-            1.0
-            if name == "count"
-            else model[name.removeprefix("sum.")].astype(np.float64)
-        )
+        name: array + (1.0 if name == "count" else model[name.removeprefix("sum.")].astype(np.float64))
         for name, array in total.items()
     }
 
@@ -48,8 +41,6 @@ def mean(total: Mapping[str, np.ndarray], model: Mapping[str, np.ndarray]) -> Ar
     if count == 0.0:
         return {name: array.copy() for name, array in model.items()}
     return {
-        name: (total[f"sum.{name}"] / count).astype(np.float32)
-        if f"sum.{name}" in total
-        else array.copy()
+        name: (total[f"sum.{name}"] / count).astype(np.float32) if f"sum.{name}" in total else array.copy()
         for name, array in model.items()
     }

@@ -29,9 +29,7 @@ class FedAdam:
 
     def init(self, model: Mapping[str, np.ndarray], trainable: Sequence[str]) -> Arrays:
         first = {f"m.{name}": np.zeros(model[name].shape) for name in trainable}
-        second = {
-            f"v.{name}": np.full(model[name].shape, self.tau**2) for name in trainable
-        }
+        second = {f"v.{name}": np.full(model[name].shape, self.tau**2) for name in trainable}
         return first | second
 
     def apply(

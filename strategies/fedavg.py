@@ -22,12 +22,12 @@ class FedAvg:
 
     server_learning_rate: float = 1.0
 
-    def init(self, model: Mapping[str, np.ndarray], trainable: Sequence[str]) -> Arrays:
+    def init(self, model: Mapping[str, np.ndarray], trainable: Sequence[str]) -> Arrays:  # noqa: ARG002  protocol
         return {}
 
     def apply(
         self,
-        state: Mapping[str, np.ndarray],
+        state: Mapping[str, np.ndarray],  # noqa: ARG002  protocol; FedAvg remembers nothing
         model: Mapping[str, np.ndarray],
         updates: Sequence[Mapping[str, np.ndarray]],
         weights: Sequence[float],

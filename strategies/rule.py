@@ -52,9 +52,7 @@ class Rule(Protocol):
         ...
 
 
-def weighted_mean(
-    updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]
-) -> Arrays:
+def weighted_mean(updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> Arrays:
     """The weighted mean of updates, float64, summed in the order given.
 
     Raises:
@@ -67,10 +65,7 @@ def weighted_mean(
     if not all(0.0 < weight < float("inf") for weight in weights):
         raise StrategyError("expected finite weights above 0")
     total = float(sum(weights))
-    mean = {
-        name: np.zeros(np.shape(array), np.float64)
-        for name, array in updates[0].items()
-    }
+    mean = {name: np.zeros(np.shape(array), np.float64) for name, array in updates[0].items()}
     for update, weight in zip(updates, weights, strict=True):
         for name in mean:
             mean[name] += (float(weight) / total) * np.asarray(update[name], np.float64)
@@ -80,20 +75,11 @@ def weighted_mean(
 def moved(model: Mapping[str, np.ndarray], step: Mapping[str, np.ndarray]) -> Arrays:
     """The model after adding a step (float64) to the arrays that the step names, as float32."""
     return {
-        name: (array.astype(np.float64) + step[name]).astype(np.float32)
-        if name in step
-        else array.copy()
+        name: (array.astype(np.float64) + step[name]).astype(np.float32) if name in step else array.copy()
         for name, array in model.items()
     }
 
 
 def norm(arrays: Mapping[str, np.ndarray]) -> float:
     """The L2 norm over all arrays together."""
-    return float(
-        np.sqrt(
-            sum(
-                float(np.sum(np.square(array, dtype=np.float64)))
-                for array in arrays.values()
-            )
-        )
-    )
+    return float(np.sqrt(sum(float(np.sum(np.square(array, dtype=np.float64))) for array in arrays.values())))

@@ -1,0 +1,159 @@
+"""One round's work of a site: private gradient steps from the global model, as one pure function.
+
+Abadi et al. 2016 (arXiv:1607.00133), with the patient as the unit: a step samples patients
+(Poisson), takes at most so many windows of each, sums the patients' clipped gradients, adds noise
+once and divides by a number that is public and fixed: sampling_rate times the patients that the
+site declared in the plan. Plain SGD is preconditioned, since models work on whitened inputs.
+Without privacy the same path runs without clipping and noise, over the mean of the patients that
+were sampled.
+
+Shapes: N windows, P patients of the site that train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conf.schema import Strategy
+from privacy.clipping import clipped_patient_sum, patient_chunks, patient_sum
+from privacy.noise import NoiseStream, add_noise
+from strategies.fedprox import proximal_gradient
+from trust.digest import Arrays
+from trust.plan import Terms
+from twin.tasks.protocol import Examples, Task
+
+WINDOWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The update, and what the egress gate needs to judge it.
+
+    Attributes:
+        update: new minus old parameters, float32, of the trainable arrays only.
+        norm_bound: what the L2 norm of the update exceeds with a probability below 1e-20 if the
+            step was clipped and noised as the terms say; None where no bound follows.
+    """
+
+    update: Arrays
+    norm_bound: float | None
+
+
+def train(
+    *,
+    model: nn.Module,
+    state: Mapping[str, np.ndarray],
+    examples: Examples,
+    task: Task,
+    terms: Terms,
+    strategy: Strategy,
+    declared: int,
+    stream: NoiseStream,
+) -> Trained:
+    """The site's update after `strategy.local_steps` steps from the model `state`.
+
+    Args:
+        model: a network into which `state` is loaded; its parameters change.
+        state: the global model, parameters and buffers by name.
+        examples: windows of the patients that train, on the model's device.
+        declared: the site's number of patients in the plan.
+        stream: noise and draws of this round; private to the site.
+
+    Raises:
+        PrivacyError: a gradient is not finite; nothing was released.
+    """
+    load_state(model, state)
+    start = {name: value.detach().clone() for name, value in trainable(model).items()}
+    for step in range(strategy.local_steps):
+        chosen = _choose(examples, terms, stream.child(f"choice {step}"))
+        part = examples if chosen is None else examples.at(chosen)
+        gradient = _gradient(model, part, task, terms, declared, stream.child(f"noise {step}"))
+        _step(model, start, gradient, strategy)
+    update = {
+        name: (value.detach() - start[name]).cpu().numpy().astype(np.float32)
+        for name, value in trainable(model).items()
+    }
+    return Trained(update=update, norm_bound=_norm_bound(start, examples, terms, strategy, declared))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that updates hold, sorted by name."""
+    found = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return dict(sorted(found.items()))
+
+
+def load_state(model: nn.Module, state: Mapping[str, np.ndarray]) -> None:
+    """Copies named arrays into a model; names and shapes must be exactly the model's."""
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+
+
+def _choose(examples: Examples, terms: Terms, stream: NoiseStream) -> Tensor | None:
+    """The windows of a step as an index, None if it is all of them."""
+    counts_P = np.bincount(examples.patient_N.cpu().numpy(), minlength=len(examples.patients))
+    everybody = terms.sampling_rate >= 1.0
+    if everybody and counts_P.max(initial=0) <= terms.windows_per_patient:
+        return None
+    index = torch.from_numpy(stream.choose(counts_P, terms.windows_per_patient)).to(examples.patient_N.device)
+    if everybody:
+        return index
+    sampled_P = stream.poisson_sample(len(counts_P), terms.sampling_rate)
+    return index[torch.from_numpy(sampled_P).to(index.device)[examples.patient_N[index]]]
+
+
+def _gradient(
+    model: nn.Module, examples: Examples, task: Task, terms: Terms, declared: int, stream: NoiseStream
+) -> dict[str, Tensor]:
+    parameters = trainable(model)
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
+    for index in patient_chunks(model, examples.patient_N, windows=WINDOWS_AT_ONCE):
+        part = examples if len(index) == len(examples) else examples.at(index)
+        for name, value in _sums(model, part, task, terms).items():
+            total[name] += value
+    if not terms.private:
+        present = len(torch.unique(examples.patient_N))
+        return {name: value / max(1, present) for name, value in total.items()}
+    noised = add_noise(total, terms.noise_multiplier * terms.clip_norm, stream)
+    return {name: value / (terms.sampling_rate * declared) for name, value in noised.items()}
+
+
+def _sums(model: nn.Module, examples: Examples, task: Task, terms: Terms) -> dict[str, Tensor]:
+    def losses_N() -> Tensor:
+        return task.loss(model(examples), examples)
+
+    patients = len(examples.patients)
+    if terms.private:
+        return clipped_patient_sum(model, losses_N, examples.patient_N, patients, terms.clip_norm).sums
+    return patient_sum(model, losses_N, examples.patient_N, patients)
+
+
+def _step(
+    model: nn.Module, start: Mapping[str, Tensor], gradient: Mapping[str, Tensor], strategy: Strategy
+) -> None:
+    mu = strategy.proximal_mu if strategy.name == "fedprox" else 0.0
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            pull = proximal_gradient(parameter, start[name], mu)
+            parameter.sub_(strategy.learning_rate * (gradient[name].to(parameter.dtype) + pull))
+
+
+def _norm_bound(
+    start: Mapping[str, Tensor], examples: Examples, terms: Terms, strategy: Strategy, declared: int
+) -> float | None:
+    """Steps add up: each is at most clip_norm per patient plus the noise.
+
+    The norm of k standard normal numbers exceeds sqrt(k) + 10 with a probability below 2e-22
+    (Gaussian concentration of a 1-Lipschitz function); the bound has 1 % of room for rounding.
+    """
+    mu = strategy.proximal_mu if strategy.name == "fedprox" else 0.0
+    if not terms.private or mu * strategy.learning_rate > 1.0:
+        return None
+    size = float(sum(value.numel() for value in start.values()))
+    noise = terms.noise_multiplier * (math.sqrt(size) + 10.0)
+    per_step = terms.clip_norm * (len(examples.patients) + noise) / (terms.sampling_rate * declared)
+    return 1.01 * strategy.local_steps * strategy.learning_rate * per_step

@@ -1,0 +1,127 @@
+"""The one adapter that makes any rule a Flower strategy.
+
+The coordinator's durable rounds use `configure_train` and `aggregate`; Flower's own loop
+(`Strategy.start`) uses `configure_train` and `aggregate_train`, and gives the same model. Nothing
+is evaluated over the network: no metric leaves a site during training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from strategies.errors import StrategyError
+from strategies.rule import Applied, Arrays, Rule
+from trust.digest import arrays_sha256
+from trust.plan import Plan
+
+ROUND, MODEL, ANSWER, UPDATE = "round", "model", "answer", "update"
+TRAIN = "train"
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+
+class FlowerStrategy(Strategy):
+    """A rule under a plan: who is asked, with which request, and how answers are combined."""
+
+    def __init__(
+        self,
+        *,
+        rule: Rule,
+        plan: Plan,
+        model: Mapping[str, np.ndarray],
+        trainable: Sequence[str],
+        nodes: dict[str, int],
+    ) -> None:
+        """Args:
+        rule: what makes the next model.
+        plan: with participants, whose weights it holds.
+        model: the global model from which the next round starts.
+        trainable: names of the arrays that updates hold.
+        nodes: node id of each site that takes part.
+        """
+        self.rule = rule
+        self.plan = plan
+        self.model = dict(model)
+        self.nodes = nodes
+        self.state = rule.init(model, trainable)
+
+    def configure_train(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,  # noqa: ARG002  Flower's signature; everything stands in the plan
+        grid: Grid,  # noqa: ARG002  Flower's signature; participants stand in the plan
+    ) -> list[Message]:
+        base = arrays_sha256({name: array.numpy() for name, array in arrays.items()})
+        request = ConfigRecord({"plan": self.plan.to_json(), "round": server_round, "base": base})
+        return [
+            Message(
+                RecordDict({ROUND: request, MODEL: arrays}),
+                self.nodes[site],
+                TRAIN,
+                group_id=str(server_round),
+            )
+            for site in sorted(self.nodes)
+        ]
+
+    def aggregate(self, updates: Mapping[str, Mapping[str, np.ndarray]]) -> Applied:
+        """The next state and model from checked updates by site; both become current.
+
+        Raises:
+            StrategyError: no update, or one of a site that is not in the plan.
+        """
+        weights = self.plan.weights()
+        foreign = sorted(set(updates) - set(weights))
+        if foreign:
+            raise StrategyError(f"Expected updates of participants of the plan; {foreign} are none.")
+        sites = sorted(updates)
+        applied = self.rule.apply(
+            self.state, self.model, [updates[site] for site in sites], [weights[site] for site in sites]
+        )
+        self.state, self.model = applied.state, applied.model
+        return applied
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        updates: dict[str, Arrays] = {}
+        for reply in replies:
+            if reply.has_content() and UPDATE in reply.content:
+                site = str(reply.content.config_records[ANSWER]["site"])
+                update = reply.content.array_records[UPDATE]
+                updates[site] = {name: np.asarray(array.numpy()) for name, array in update.items()}
+        if not updates:
+            logger.warning("round %d: no site released an update", server_round)
+            return None, None
+        applied = self.aggregate(updates)
+        return to_record(applied.model), MetricRecord(dict(applied.diagnostics))
+
+    def configure_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002  Flower's signature
+        arrays: ArrayRecord,  # noqa: ARG002  Flower's signature
+        config: ConfigRecord,  # noqa: ARG002  Flower's signature
+        grid: Grid,  # noqa: ARG002  Flower's signature
+    ) -> list[Message]:
+        return []
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002  Flower's signature
+        replies: Iterable[Message],  # noqa: ARG002  Flower's signature
+    ) -> MetricRecord | None:
+        return None
+
+    def summary(self) -> None:
+        logger.info("plan %s: %s over %s", self.plan.hash[:12], type(self.rule).__name__, sorted(self.nodes))
+
+
+def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Named arrays as Flower carries them, sorted by name."""
+    return ArrayRecord({name: Array(np.asarray(arrays[name], order="C")) for name in sorted(arrays)})
