@@ -207,6 +207,22 @@ class GlucoseTask:
             patients=examples.patients,
         )
 
+    def rest(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
+        """Target minus path in units of `CHANGE_MG_DL`, N × H; meaningless where not observed."""
+        path, _, _ = self._parts(outputs_NO)
+        return (examples.target_NH - examples.anchor_N[:, None]) / _scale(outputs_NO) - path
+
+    def spreads(self, outputs_NO: Tensor) -> Tensor:
+        """Distance of the 10 % and the 90 % quantile from the path, N × 2 × H, same units."""
+        _, below, above = self._parts(outputs_NO)
+        return torch.stack([below, above], dim=1)
+
+    def moved(self, outputs_NO: Tensor, path_NH: Tensor, log_spread_N2H: Tensor) -> Tensor:
+        """Outputs whose path is higher by `path` and whose spreads are wider by exp(`log_spread`)."""
+        h = len(HORIZONS_MIN)
+        wider = log_spread_N2H.flatten(1).expand(len(outputs_NO), -1)
+        return torch.cat([outputs_NO[:, :h] + path_NH, outputs_NO[:, h:] + wider], dim=1)
+
     def metrics(self) -> tuple[Metric, ...]:
         """Errors, calibration, Clarke zones, alarms, time in range."""
         return glucose_metrics(

@@ -1,0 +1,242 @@
+"""From the global model to a site's and from there to each patient's, in closed form.
+
+The last layer of a path forecast moves by a Gaussian posterior mean: ridge regression of what the
+model leaves over, with the broader level as prior. How far to move (the prior's precision) is
+estimated: for a site on patients that the fit has not seen, for patients on the later part of
+other patients' records. All patients of a site are solved as one batch. Nothing here is private:
+site and personal models reveal their patients to who may see them, and stay at the site.
+
+Letters: N windows, P patients, H horizons, D features of the last layer, O outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from twin.halves import halves, within
+from twin.models.network import Network
+from twin.personal.moments import Moments, moments
+from twin.personal.spread import no_change, patient_spreads, shrinkage, site_spreads
+from twin.tasks.protocol import Examples, Task
+
+# The prior's weight in windows with unit features; infinity is "do not move".
+PRECISIONS = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, float("inf"))
+_GROUPS = 10
+_CHUNK_FLOATS = 4_000_000
+# A personal model is fitted on the first three quarters of a patient's data and proved on the rest.
+_FIT_SHARE = 0.75
+
+
+class PathTask(Task, Protocol):
+    """A task that forecasts a path with a spread below and above it."""
+
+    def rest(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
+        """Target minus path in the loss's units, N × H; meaningless where not observed."""
+        ...
+
+    def spreads(self, outputs_NO: Tensor) -> Tensor:
+        """Distance of the 10 % and 90 % quantile from the path, N × 2 × H, positive."""
+        ...
+
+    def moved(self, outputs_NO: Tensor, path_NH: Tensor, log_spread_N2H: Tensor) -> Tensor:
+        """Outputs whose path is higher by `path` and whose spreads are wider by exp(`log_spread`)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteModel:
+    """The global model as one site has adapted it.
+
+    Attributes:
+        shift_HD: added to the last layer of each horizon.
+        log_spread_2H: added to the log of the spread below and above.
+        precision: of the prior at the global model, in windows.
+        patient_precision: of the prior at this model that its patients' models get.
+        patient_spread_windows: windows of a patient that weigh as much as the site in the spread.
+    """
+
+    shift_HD: Tensor
+    log_spread_2H: Tensor
+    precision: float
+    patient_precision: float
+    patient_spread_windows: float
+
+    def outputs(self, network: Network, task: PathTask, examples: Examples) -> Tensor:
+        """Outputs of the site's model, N × O."""
+        with torch.no_grad():
+            features_ND = network.features(examples).double()
+            plain = network.expand(network.head(features_ND.float())).double()
+            return task.moved(plain, features_ND @ self.shift_HD.T, self.log_spread_2H[None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientModels:
+    """Every patient's model of one site.
+
+    Attributes:
+        shift_PHD: added to the last layer, the site's shift included.
+        log_spread_P2H: added to the log of the spreads, the site's included.
+        kept_P: whether the patient's own version proved better; where not, it is the site's.
+    """
+
+    shift_PHD: Tensor
+    log_spread_P2H: Tensor
+    kept_P: Tensor
+
+    def outputs(self, network: Network, task: PathTask, examples: Examples) -> Tensor:
+        """Outputs of the personal models, N × O; patients count as when they were adapted."""
+        with torch.no_grad():
+            features_ND = network.features(examples).double()
+            plain = network.expand(network.head(features_ND.float())).double()
+            path_NH = _path(features_ND, self.shift_PHD, examples.patient_N)
+            return task.moved(plain, path_NH, self.log_spread_P2H[examples.patient_N])
+
+
+def adapt_site(network: Network, task: PathTask, examples: Examples) -> SiteModel:
+    """The site's model, from all windows of the patients that may train.
+
+    With fewer than two patients nothing can be estimated and the model stays the global one.
+    """
+    view = _View.of(network, task, examples)
+    horizons, size = view.rest_NH.shape[1], view.features_ND.shape[1]
+    trained = torch.unique(examples.patient_N)
+    if len(trained) < 2:
+        return _unmoved(horizons, size, view.features_ND)
+    groups = torch.arange(len(trained)) % min(_GROUPS, len(trained))
+    whole = view.moments(torch.ones(len(examples), dtype=torch.bool)).at(trained)
+    left_out = _left_out(whole, groups)
+    precision = _best([_site_error(whole, left_out, groups, p) for p in PRECISIONS])
+    without_GHD = _fit(left_out, precision)
+    group_of_P = torch.zeros(len(examples.patients), dtype=torch.long)
+    group_of_P[trained] = groups
+    unseen_NH = view.rest_after(without_GHD[group_of_P])
+    spread = site_spreads(unseen_NH, view.spread_N2H, examples.observed_NH)
+    patient_precision = _patient_precision(view, without_GHD[group_of_P], trained)
+    return SiteModel(
+        shift_HD=_fit(whole.total(), precision)[0],
+        log_spread_2H=spread,
+        precision=precision,
+        patient_precision=patient_precision,
+        patient_spread_windows=shrinkage(unseen_NH, view.spread_N2H * spread.exp(), examples, *view.early_late()),
+    )
+
+
+def adapt_patients(
+    network: Network, task: PathTask, site: SiteModel, examples: Examples, adapting: Tensor
+) -> PatientModels:
+    """Every patient's model from that patient's windows in `adapting` (N, bool)."""
+    view = _View.of(network, task, examples)
+    patients = len(examples.patients)
+    start_PHD = site.shift_HD.expand(patients, -1, -1)
+    fit_N, proof_N = within(examples, adapting, _FIT_SHARE)
+    shift_PHD = _fit(view.moments(fit_N).after(start_PHD), site.patient_precision)
+    proof = view.moments(proof_N).after(start_PHD)
+    kept_P = (proof.error(shift_PHD).sum(1) < proof.square_PH.sum(1)) & (proof.count_PH.sum(1) > 0)
+    full_PHD = _fit(view.moments(adapting).after(start_PHD), site.patient_precision)
+    rest_NH = view.rest_after(start_PHD)
+    own_P2H = patient_spreads(
+        rest_NH, view.spread_N2H * site.log_spread_2H.exp(), examples, adapting, site.patient_spread_windows
+    )
+    return PatientModels(
+        shift_PHD=start_PHD + full_PHD * kept_P[:, None, None],
+        log_spread_P2H=site.log_spread_2H + own_P2H,
+        kept_P=kept_P,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    """What the global model makes of a site's windows."""
+
+    examples: Examples
+    horizon_min: float
+    features_ND: Tensor
+    rest_NH: Tensor
+    spread_N2H: Tensor
+
+    @staticmethod
+    def of(network: Network, task: PathTask, examples: Examples) -> _View:
+        with torch.no_grad():
+            features_ND = network.features(examples)
+            outputs_NO = network.expand(network.head(features_ND)).double()
+            return _View(
+                examples=examples,
+                horizon_min=float(task.horizons_min[-1]),
+                features_ND=features_ND.double(),
+                rest_NH=task.rest(outputs_NO, examples),
+                spread_N2H=task.spreads(outputs_NO),
+            )
+
+    def moments(self, chosen_N: Tensor) -> Moments:
+        e = self.examples
+        return moments(
+            self.features_ND[chosen_N],
+            self.rest_NH[chosen_N],
+            e.observed_NH[chosen_N],
+            e.patient_N[chosen_N],
+            len(e.patients),
+        )
+
+    def early_late(self) -> tuple[Tensor, Tensor]:
+        return halves(self.examples, self.horizon_min)
+
+    def rest_after(self, shift_PHD: Tensor) -> Tensor:
+        """What is left over once each patient's weights have moved, N × H."""
+        return self.rest_NH - _path(self.features_ND, shift_PHD, self.examples.patient_N)
+
+
+def _path(features_ND: Tensor, shift_PHD: Tensor, patient_N: Tensor) -> Tensor:
+    """Each window's features times its patient's shift, N × H, in chunks of bounded memory."""
+    many = max(1, _CHUNK_FLOATS // shift_PHD[0].numel())
+    parts = [
+        torch.einsum("nd,nhd->nh", features, shift_PHD[patients])
+        for features, patients in zip(features_ND.split(many), patient_N.split(many), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _fit(of: Moments, precision: float) -> Tensor:
+    return torch.zeros_like(of.cross_PHD) if precision == float("inf") else of.fit(precision)
+
+
+def _left_out(whole: Moments, groups_P: Tensor) -> Moments:
+    """Sums over all patients but those of one group, a row per group."""
+    total = whole.total()
+    rows = [whole.at(groups_P == g).total() for g in range(int(groups_P.max()) + 1)]
+    return Moments(
+        gram_PHDD=torch.cat([total.gram_PHDD - r.gram_PHDD for r in rows]),
+        cross_PHD=torch.cat([total.cross_PHD - r.cross_PHD for r in rows]),
+        square_PH=torch.cat([total.square_PH - r.square_PH for r in rows]),
+        count_PH=torch.cat([total.count_PH - r.count_PH for r in rows]),
+    )
+
+
+def _site_error(whole: Moments, left_out: Moments, groups_P: Tensor, precision: float) -> float:
+    return float(whole.error(_fit(left_out, precision)[groups_P]).sum())
+
+
+def _patient_precision(view: _View, start_PHD: Tensor, trained: Tensor) -> float:
+    """The precision with which other patients' earlier halves best forecast their later halves."""
+    early_N, late_N = view.early_late()
+    start = start_PHD[trained]
+    early = view.moments(early_N).at(trained).after(start)
+    late = view.moments(late_N).at(trained).after(start)
+    return _best([float(late.error(_fit(early, p)).sum()) for p in PRECISIONS])
+
+
+def _best(errors: list[float]) -> float:
+    return PRECISIONS[min(range(len(errors)), key=errors.__getitem__)]
+
+
+def _unmoved(horizons: int, size: int, like: Tensor) -> SiteModel:
+    return SiteModel(
+        shift_HD=like.new_zeros(horizons, size),
+        log_spread_2H=no_change(horizons, like),
+        precision=float("inf"),
+        patient_precision=1e3,
+        patient_spread_windows=1e3,
+    )
