@@ -38,7 +38,7 @@ def settings() -> str:
         for place, option in enumerate(options):
             sets = "".join(f" {k}={_plain(v)}" for k, v in option.sets.items())
             head = f"  {group if place == 0 else '':<12}{option.name:<10}"
-            lines += _wrap(head, option.doc + (f" Sets{sets}." if sets else ""), 24)
+            lines += _wrap(head, option.doc + (f" Sets{sets}." if sets else ""), 25)
     lines += ["", "keys (key=value; the value shown is the default):"]
     for key in keys().values():
         lines += _wrap(f"  {key.name}={_plain(key.default)}", explain(key), 38)
@@ -46,9 +46,9 @@ def settings() -> str:
 
 
 def explain(key: Key) -> str:
-    """What a key means and what it may be."""
+    """What a key means, what it may be, and with which options of its group it has an effect."""
     only = f" [{key.group}={'|'.join(key.only)}]" if key.only else ""
-    allowed = f" ({key.expected()})" if key.kind else ""
+    allowed = f" ({key.span()})" if key.span() else ""
     return f"{key.doc}{allowed}{only}"
 
 

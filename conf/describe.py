@@ -51,6 +51,13 @@ class Key:
         kinds = [kind for kind in get_args(self.hint) or (self.hint,) if kind is not type(None)]
         return kinds[0] if len(kinds) == 1 and kinds[0] in (bool, int, float, str) else None
 
+    def span(self) -> str:
+        """What is allowed, as short as can be: `1 to 100`, `a | b`; empty where anything is."""
+        words = list(self.choices) or (["true", "false"] if self.kind is bool else [])
+        if self.allowed:
+            words = [f"{self.allowed[0]:g} to {self.allowed[1]:.10g}"]
+        return " | ".join([*words, "null"] if self.optional and words else words)
+
     def expected(self) -> str:
         """What is allowed, in words."""
         words = {

@@ -74,9 +74,7 @@ class Strategy:
     local_steps: int = _in(1, 1, 10_000, doc="optimiser steps at a site per round")
     learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
     proximal_mu: float = _in(0.0, 0.0, 1e6, doc="pull of local steps to the global model", only=("fedprox",))
-    server_learning_rate: float = _in(
-        1.0, 0.0, 100.0, doc="step of the coordinator's optimiser", only=("fedadam",)
-    )
+    server_learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the coordinator's optimiser")
     beta1: float = _in(0.9, 0.0, 0.9999, doc="first moment", only=("fedadam",))
     beta2: float = _in(0.99, 0.0, 0.9999, doc="second moment", only=("fedadam",))
     tau: float = _in(1e-3, 1e-12, 1.0, doc="adaptivity floor", only=("fedadam",))
