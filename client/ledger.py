@@ -1,0 +1,306 @@
+"""A site's privacy ledger: every plan it ever took, every round it answered, on disk before acting.
+
+What is charged. A plan is charged whole, with all its declared steps, when it is opened; its rounds
+then only count down those steps. So a ceiling refuses a plan before its first round rather than in
+the middle, accounting never stands between a round and its answer, and abandoning a plan half way
+gives nothing back: how far it came may have depended on what it released.
+
+How a round stays one release. `reserve` marks (plan, round, base model) durably before anything is
+computed; noise and sampling follow from the site's secret and just these three, so what a crash
+interrupts is computed again to the same bytes and charged once. `complete` stores the bytes before
+they are sent; from then on a repeated request is answered with them.
+
+Laws: a refused call leaves the file as it was; charged plans are never removed; the ledger's
+composition is `privacy.accounting.lifetime_epsilon`. Several processes may hold one ledger: each
+call is one transaction that begins with the write lock, and keys are unique.
+
+What it is not: proof against whoever can write to the site's disk. Restoring an old copy forgets
+what was spent since (docs/privacy.md).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from client.errors import ClientError
+from privacy.accounting import GaussianRelease, lifetime_epsilon
+
+_VERSION: Final = 1
+_WAIT_S: Final = 60.0
+_TABLES: Final = (
+    """CREATE TABLE plans (
+    plan_hash TEXT PRIMARY KEY,
+    noise_multiplier REAL NOT NULL,
+    sampling_rate REAL NOT NULL,
+    steps INTEGER NOT NULL,
+    terms TEXT NOT NULL
+) STRICT""",
+    """CREATE TABLE rounds (
+    plan_hash TEXT NOT NULL REFERENCES plans,
+    round INTEGER NOT NULL,
+    base_sha256 TEXT NOT NULL,
+    steps INTEGER NOT NULL,
+    payload BLOB,
+    PRIMARY KEY (plan_hash, round)
+) STRICT""",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanEntry:
+    """One plan in the ledger.
+
+    Attributes:
+        plan_hash: of the plan that was opened.
+        release: the whole schedule, as charged.
+        terms: what the site noted about the plan when it opened it.
+        steps_reserved: steps of the rounds reserved so far, at most release.steps.
+        rounds_reserved, rounds_complete: how many rounds were begun, and how many have their bytes.
+    """
+
+    plan_hash: str
+    release: GaussianRelease
+    terms: str
+    steps_reserved: int
+    rounds_reserved: int
+    rounds_complete: int
+
+
+class Ledger:
+    """The ledger in the file `path`; one object per process and thread, closed by `close` or `with`."""
+
+    def __init__(self, path: str | Path, *, ceiling_epsilon: float | None, delta: float) -> None:
+        """Opens the ledger, or begins one that only this user may read.
+
+        Args:
+            path: the file; its folder is made if need be.
+            ceiling_epsilon: most that all plans of the site's life may cost; None for no ceiling,
+                which then also admits plans without noise.
+            delta: at which epsilon is stated, in (0, 1).
+
+        Raises:
+            ClientError: ledger_unreadable, if the file is something else or of another version.
+        """
+        if not 0 < delta < 1 or (ceiling_epsilon is not None and not ceiling_epsilon >= 0):
+            raise ClientError(
+                "malformed", "A ledger needs a delta between 0 and 1 and a ceiling of 0 or above, or none."
+            )
+        self._ceiling_epsilon, self._delta = ceiling_epsilon, delta
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        try:
+            self._connection = _opened(path)
+        except sqlite3.DatabaseError as error:
+            raise ClientError(
+                "ledger_unreadable", f"{path.name} is not a privacy ledger ({error})."
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file; everything that was done is already on disk."""
+        self._connection.close()
+
+    def open_plan(self, plan_hash: str, release: GaussianRelease, terms: str = "") -> None:
+        """Charges the whole schedule of a plan; once, however often it is called.
+
+        Args:
+            release: all its steps, rounds × local steps; noise 0 for a plan without privacy.
+            terms: free text that goes into the ledger beside it (canonical JSON of the plan).
+
+        Raises:
+            ClientError: plan_differs, if the hash was opened with another schedule;
+                budget_exhausted, if all plans together would pass the ceiling.
+        """
+        with _transaction(self._connection) as sql:
+            known = sql.execute(
+                "SELECT noise_multiplier, sampling_rate, steps FROM plans WHERE plan_hash = ?", (plan_hash,)
+            ).fetchone()
+            if known is not None:
+                if known != (release.noise_multiplier, release.sampling_rate, release.steps):
+                    raise ClientError(
+                        "plan_differs", f"Plan {plan_hash[:12]} was opened with another schedule."
+                    )
+                return
+            self._refuse_overrun(sql, release)
+            sql.execute(
+                "INSERT INTO plans VALUES (?, ?, ?, ?, ?)",
+                (plan_hash, release.noise_multiplier, release.sampling_rate, release.steps, terms),
+            )
+
+    def reserve(self, plan_hash: str, round_number: int, base_sha256: str, steps: int) -> bytes | None:
+        """Marks a round as begun, before anything is computed for it.
+
+        Args:
+            base_sha256: of the model that the round starts from.
+            steps: noisy steps that the round takes.
+
+        Returns:
+            The bytes of the release if the round is complete already: answer with them. Else None:
+            compute (again), then `complete`.
+
+        Raises:
+            ClientError: plan_unknown; round_repeated_on_other_base; plan_differs, if the round was
+                begun with another number of steps; steps_exceeded, if the plan has too few left.
+        """
+        if steps < 0:
+            raise ClientError("malformed", f"A round takes 0 steps or more, not {steps}.")
+        with _transaction(self._connection) as sql:
+            found = _round(sql, plan_hash, round_number)
+            if found is not None:
+                _refuse_other_base(found[0], base_sha256, plan_hash, round_number)
+                if found[1] != steps:
+                    raise ClientError(
+                        "plan_differs", f"Round {round_number} was begun with {found[1]} steps."
+                    )
+                return found[2]
+            self._refuse_steps(sql, plan_hash, steps)
+            sql.execute(
+                "INSERT INTO rounds VALUES (?, ?, ?, ?, NULL)", (plan_hash, round_number, base_sha256, steps)
+            )
+            return None
+
+    def complete(self, plan_hash: str, round_number: int, base_sha256: str, payload: bytes) -> None:
+        """Stores the bytes of a release durably, before they are sent.
+
+        Raises:
+            ClientError: round_unknown, if it was not reserved; round_repeated_on_other_base;
+                release_differs, if it is complete with other bytes, which must then not leave.
+        """
+        with _transaction(self._connection) as sql:
+            found = _round(sql, plan_hash, round_number)
+            if found is None:
+                raise ClientError(
+                    "round_unknown", f"Round {round_number} was not reserved: reserve before compute."
+                )
+            _refuse_other_base(found[0], base_sha256, plan_hash, round_number)
+            if found[2] is not None and found[2] != payload:
+                raise ClientError("release_differs", f"Round {round_number} was already answered otherwise.")
+            sql.execute(
+                "UPDATE rounds SET payload = ? WHERE plan_hash = ? AND round = ? AND payload IS NULL",
+                (payload, plan_hash, round_number),
+            )
+
+    def cached(self, plan_hash: str, round_number: int, base_sha256: str) -> bytes | None:
+        """The bytes of a complete release; None if the round is not complete on this base."""
+        found = _round(self._connection, plan_hash, round_number)
+        return found[2] if found is not None and found[0] == base_sha256 else None
+
+    def spent(self, delta: float | None = None) -> float:
+        """Epsilon of all plans of the site's life at `delta` (default: the ledger's), an upper bound.
+
+        Infinite once a plan without noise was opened; reserved and not completed rounds count.
+        """
+        releases = [entry.release for entry in self.plans()]
+        return lifetime_epsilon(releases, self._delta if delta is None else delta)
+
+    def plans(self) -> tuple[PlanEntry, ...]:
+        """Every plan ever opened, in the order of opening."""
+        rows = self._connection.execute(
+            "SELECT p.plan_hash, noise_multiplier, sampling_rate, p.steps, terms,"
+            " COALESCE(SUM(r.steps), 0), COUNT(r.round), COUNT(r.payload)"
+            " FROM plans p LEFT JOIN rounds r USING (plan_hash) GROUP BY p.rowid ORDER BY p.rowid"
+        ).fetchall()
+        return tuple(
+            PlanEntry(
+                plan_hash=row[0],
+                release=GaussianRelease(noise_multiplier=row[1], sampling_rate=row[2], steps=row[3]),
+                terms=row[4],
+                steps_reserved=row[5],
+                rounds_reserved=row[6],
+                rounds_complete=row[7],
+            )
+            for row in rows
+        )
+
+    def _refuse_overrun(self, sql: sqlite3.Connection, release: GaussianRelease) -> None:
+        if self._ceiling_epsilon is None:
+            return
+        rows = sql.execute("SELECT noise_multiplier, sampling_rate, steps FROM plans").fetchall()
+        earlier = [GaussianRelease(noise_multiplier=n, sampling_rate=q, steps=t) for n, q, t in rows]
+        total = lifetime_epsilon([*earlier, release], self._delta)
+        if not total <= self._ceiling_epsilon:
+            before = lifetime_epsilon(earlier, self._delta)
+            raise ClientError(
+                "budget_exhausted",
+                f"With this plan the site would have spent epsilon {total:.4g} at delta {self._delta:g}, unit"
+                f" patient; {before:.4g} is spent, {self._ceiling_epsilon:g} allowed by the site's ceiling.",
+            )
+
+    def _refuse_steps(self, sql: sqlite3.Connection, plan_hash: str, steps: int) -> None:
+        plan = sql.execute("SELECT steps FROM plans WHERE plan_hash = ?", (plan_hash,)).fetchone()
+        if plan is None:
+            raise ClientError("plan_unknown", f"Plan {plan_hash[:12]} was never opened at this site.")
+        reserved = sql.execute(
+            "SELECT COALESCE(SUM(steps), 0) FROM rounds WHERE plan_hash = ?", (plan_hash,)
+        ).fetchone()[0]
+        if reserved + steps > plan[0]:
+            raise ClientError(
+                "steps_exceeded",
+                f"The plan was charged for {plan[0]} steps, {reserved} are taken, {steps} more were asked.",
+            )
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        with _transaction(connection) as sql:
+            version = sql.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0 and not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                for statement in (*_TABLES, f"PRAGMA user_version = {_VERSION}"):
+                    sql.execute(statement)
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError(f"expected version {_VERSION}, found {version}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _round(
+    sql: sqlite3.Connection, plan_hash: str, round_number: int
+) -> tuple[str, int, bytes | None] | None:
+    found: tuple[str, int, bytes | None] | None = sql.execute(
+        "SELECT base_sha256, steps, payload FROM rounds WHERE plan_hash = ? AND round = ?",
+        (plan_hash, round_number),
+    ).fetchone()
+    return found
+
+
+def _refuse_other_base(reserved: str, asked: str, plan_hash: str, round_number: int) -> None:
+    # The same round on another base would be a second release under the charge of the first, and
+    # with a second model to compare, whoever sends bases of choice learns more than was accounted.
+    if reserved != asked:
+        raise ClientError(
+            "round_repeated_on_other_base",
+            f"Round {round_number} of plan {plan_hash[:12]} was begun on base {reserved[:12]}, not"
+            f" {asked[:12]}.",
+        )
