@@ -118,7 +118,10 @@ def test_per_patient_figures_are_those_of_the_patient_alone() -> None:
 
 
 def test_a_model_that_is_missing_at_a_site_is_null_there_and_over_all() -> None:
-    models = {"a": {"x": make(0), "y": make(1)}, "b": {"x": make(0), "y": None}}
+    models: dict[str, dict[str, Forecast | None]] = {
+        "a": {"x": make(0), "y": make(1)},
+        "b": {"x": make(0), "y": None},
+    }
     judged = judge(models, METRICS, samples=100, level=0.95, seed=0)
     assert judged.metrics_by_site["y"]["b"]["rmse_30_mg_dl"].value is None
     assert judged.metrics["b"]["rmse_30_mg_dl"].value is None

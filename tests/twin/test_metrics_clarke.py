@@ -7,7 +7,7 @@ from matplotlib.path import Path as Outline
 from twin.tasks.metrics import clarke_zone
 
 # (reference, predicted) corners of every zone but B, in mg/dL, inside a plane that ends at 600.
-OUTLINES = {
+OUTLINES: dict[int, list[list[tuple[float, float]]]] = {
     0: [[(0, 0), (70, 0), (70, 70), (0, 70)], [(0, 0), (600, 480), (600, 720)]],
     2: [[(70, 180), (490, 600), (70, 600)], [(130, 0), (180, 70), (180, 0)]],
     3: [
