@@ -1,0 +1,156 @@
+"""The rounds of a federation as a durable state machine over any Flower grid.
+
+A round goes open → sent → collected → aggregated → committed; each arrow is one transaction of the
+store, taken before anything acts on it. After a crash the machine goes on in the state that it
+finds: requests that went out are sent again, and sites answer them with the release that they
+cached, so the final model is bit for bit that of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
+
+from server.admission import Expected, judge
+from server.errors import ServerError
+from server.store import RoundRow, Store
+from strategies import average
+from strategies.flower import FlowerStrategy, to_record
+from strategies.rule import Rule
+from trust.digest import Arrays
+from trust.plan import Plan
+
+DEADLINE_S = 3600.0
+
+OnRound = Callable[[int, Arrays], None]
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """Everything that the rounds of one federation need.
+
+    Attributes:
+        nodes: node of each site that takes part.
+        shapes: shape of each trainable array, sorted by name.
+        on_round: told the number and the model of each round once it is committed.
+    """
+
+    grid: Grid
+    store: Store
+    plan: Plan
+    rule: Rule
+    nodes: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    on_round: OnRound | None = None
+
+    def run(self) -> str:
+        """The SHA-256 of the final model, after all rounds that the plan has and the store lacks.
+
+        Raises:
+            ServerError: a round got no admissible update; it is repeated when the run is resumed.
+        """
+        while (row := self._current()) is not None:
+            {
+                "open": self._send,
+                "sent": self._collect,
+                "collected": self._aggregate,
+                "aggregated": self._commit,
+            }[row.state](row)
+        model, _, total = self._before(self.plan.rounds + 1)
+        return self.store.finish(average.mean(total, model))
+
+    def _current(self) -> RoundRow | None:
+        """The round that is under way, opened if need be; None after the last."""
+        row = self.store.last_round()
+        if row is not None and row.state != "committed":
+            return row
+        number = 1 if row is None else row.number + 1
+        if number > self.plan.rounds:
+            return None
+        self.store.open_round(number, self.plan.base_sha256 if row is None else str(row.model))
+        return self.store.last_round()
+
+    def _send(self, row: RoundRow) -> None:
+        self.store.sent(row.number)
+
+    def _collect(self, row: RoundRow) -> None:
+        """Sends the requests, of this process or again after a crash, and admits what comes back."""
+        strategy = self._strategy(row)
+        messages = strategy.configure_train(row.number, to_record(strategy.model), ConfigRecord(), self.grid)
+        expected = Expected(
+            plan=self.plan.hash,
+            round=row.number,
+            base=row.base,
+            sites={node: site for site, node in self.nodes.items()},
+            shapes=self.shapes,
+        )
+        updates: dict[str, Arrays] = {}
+        for reply in self.grid.send_and_receive(messages, timeout=DEADLINE_S):
+            verdict = judge(reply, expected, updates)
+            if verdict.update is None:
+                logger.warning(
+                    "round %d: refused %s: %s", row.number, verdict.site or "a node", verdict.reason
+                )
+                self.store.refuse(row.number, verdict.site, verdict.reason)
+            else:
+                updates[verdict.site] = verdict.update
+        if not updates:
+            raise ServerError(
+                f"Expected an update of at least one of {sorted(self.nodes)} in round {row.number}; none was"
+                f" admitted: {[why for number, _, why in self.store.refusals() if number == row.number]}."
+                " Resume the run to ask again."
+            )
+        self.store.collected(row.number, updates)
+
+    def _aggregate(self, row: RoundRow) -> None:
+        strategy = self._strategy(row)
+        updates = self.store.updates(row.number)
+        applied = strategy.aggregate(updates)
+        _, _, total = self._before(row.number)
+        if row.number > self.plan.rounds - average.averaged_rounds(
+            self.plan.rounds, self.plan.strategy.average_last
+        ):
+            total = average.add(total, applied.model)
+        self.store.aggregated(
+            row.number,
+            model=applied.model,
+            rule=applied.state,
+            total=total,
+            diagnostics=applied.diagnostics | {"participants": float(len(updates))},
+        )
+
+    def _commit(self, row: RoundRow) -> None:
+        self.store.committed(row.number)
+        if self.on_round is not None:
+            self.on_round(row.number, self.store.arrays(str(row.model)))
+
+    def _strategy(self, row: RoundRow) -> FlowerStrategy:
+        """The rule as it stood before this round."""
+        model, state, _ = self._before(row.number)
+        strategy = FlowerStrategy(
+            rule=self.rule, plan=self.plan, model=model, trainable=list(self.shapes), nodes=dict(self.nodes)
+        )
+        strategy.state = state
+        return strategy
+
+    def _before(self, number: int) -> tuple[Arrays, Arrays, Arrays]:
+        """Model, state of the rule and running sum from which round `number` starts."""
+        if number == 1:
+            model = self.store.arrays(self.plan.base_sha256)
+            names = list(self.shapes)
+            return model, self.rule.init(model, names), average.start(model, names)
+        row = self.store.round(number - 1)
+        model, state, total = (self.store.arrays(str(digest)) for digest in (row.model, row.rule, row.total))
+        return model, state, total
+
+
+def trainable_shapes(state: Mapping[str, np.ndarray], names: list[str]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array that updates hold, sorted by name."""
+    return {name: tuple(state[name].shape) for name in sorted(names)}

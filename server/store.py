@@ -1,0 +1,272 @@
+"""What the coordinator keeps on disk: plan, sites, rounds, replies, models; each step one transaction.
+
+SQLite with synchronous=FULL: when a call returns, what it wrote survives a crash of the process or
+of the machine; when it is killed before, nothing of it is there. Models and updates are kept by
+the SHA-256 of their canonical bytes. Nothing here is private: it is what sites released.
+
+A round goes open → sent → collected → aggregated → committed, never back.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from server.errors import ServerError
+from trust.digest import Arrays, arrays_from_bytes, arrays_to_bytes, sha256
+from trust.plan import Plan, from_json
+
+STATES = ("open", "sent", "collected", "aggregated", "committed")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blob (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS site (
+    name TEXT PRIMARY KEY, patients INTEGER NOT NULL, code TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS round (
+    number INTEGER PRIMARY KEY, state TEXT NOT NULL, base TEXT NOT NULL REFERENCES blob,
+    model TEXT REFERENCES blob, rule TEXT REFERENCES blob, total TEXT REFERENCES blob, diagnostics TEXT);
+CREATE TABLE IF NOT EXISTS reply (
+    round INTEGER NOT NULL REFERENCES round, site TEXT NOT NULL, sha256 TEXT NOT NULL REFERENCES blob,
+    PRIMARY KEY (round, site)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refusal (
+    id INTEGER PRIMARY KEY, round INTEGER NOT NULL, site TEXT NOT NULL, reason TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """A round as it is on disk; hashes of what is not there yet are None."""
+
+    number: int
+    state: str
+    base: str
+    model: str | None
+    rule: str | None
+    total: str | None
+    diagnostics: dict[str, float]
+
+
+class Store:
+    """The coordinator's file of one federation; one process writes at a time."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    # What was agreed before the first round.
+
+    def fact(self, key: str) -> str | None:
+        """A recorded fact, None if there is none."""
+        row = self._db.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def begin(self, offer: Plan, settings_json: str, model: Mapping[str, np.ndarray]) -> None:
+        """Records what is offered to sites, under which settings, and the model that all start from."""
+        with self._write() as db:
+            self._fact(db, "settings", settings_json)
+            self._fact(db, "offer", offer.to_json())
+            self._fact(db, "start", self._put(db, model))
+
+    def offer(self) -> Plan | None:
+        """The plan without participants, None before `begin`."""
+        text = self.fact("offer")
+        return None if text is None else from_json(text)
+
+    def declare(self, plan: Plan, refused: Mapping[str, str]) -> None:
+        """Records the plan with its participants, and the sites that refused the offer, by code."""
+        with self._write() as db:
+            self._fact(db, "plan", plan.to_json())
+            for entry in plan.participants:
+                self._site(db, entry.site, entry.patients, "")
+            for site, code in refused.items():
+                self._site(db, site, 0, code)
+
+    def accept(self, refused: Mapping[str, str]) -> None:
+        """Records that sites were asked to accept the plan, and which of them refused, by code."""
+        with self._write() as db:
+            for site, code in refused.items():
+                db.execute("UPDATE site SET code = ? WHERE name = ?", (code, site))
+            self._fact(db, "accepted", "yes")
+
+    def plan(self) -> Plan | None:
+        """The plan with its participants, None before `declare`."""
+        text = self.fact("plan")
+        return None if text is None else from_json(text)
+
+    def sites(self) -> dict[str, tuple[int, str]]:
+        """Every site that answered: declared patients and refusal code (empty: it takes part)."""
+        rows = self._db.execute("SELECT name, patients, code FROM site ORDER BY name")
+        return {str(name): (int(patients), str(code)) for name, patients, code in rows}
+
+    # Rounds.
+
+    def last_round(self) -> RoundRow | None:
+        """The round with the greatest number, None before the first."""
+        row = self._db.execute(f"{_SELECT_ROUND} ORDER BY number DESC LIMIT 1").fetchone()
+        return None if row is None else _round_row(row)
+
+    def round(self, number: int) -> RoundRow:
+        """The round with this number.
+
+        Raises:
+            ServerError: there is none.
+        """
+        row = self._db.execute(f"{_SELECT_ROUND} WHERE number = ?", (number,)).fetchone()
+        if row is None:
+            raise ServerError(f"Expected round {number} in the coordinator's file; it is not there.")
+        return _round_row(row)
+
+    def rounds(self) -> tuple[RoundRow, ...]:
+        """All rounds in order."""
+        return tuple(_round_row(row) for row in self._db.execute(f"{_SELECT_ROUND} ORDER BY number"))
+
+    def open_round(self, number: int, base: str) -> None:
+        """Starts a round from the model with hash `base`; the round before must be committed."""
+        last = self.last_round()
+        if number != (1 if last is None else last.number + 1) or (
+            last is not None and last.state != "committed"
+        ):
+            raise ServerError(
+                f"Expected the last round to be committed and to be {number - 1}; it is {last}."
+            )
+        with self._write() as db:
+            db.execute("INSERT INTO round (number, state, base) VALUES (?, 'open', ?)", (number, base))
+
+    def sent(self, number: int) -> None:
+        """Records that requests are about to go out."""
+        with self._write() as db:
+            self._advance(db, number, "open", "sent")
+
+    def collected(self, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Records the updates that were admitted."""
+        with self._write() as db:
+            for site in sorted(updates):
+                values = (number, site, self._put(db, updates[site]))
+                db.execute("INSERT INTO reply (round, site, sha256) VALUES (?, ?, ?)", values)
+            self._advance(db, number, "sent", "collected")
+
+    def aggregated(
+        self,
+        number: int,
+        *,
+        model: Mapping[str, np.ndarray],
+        rule: Mapping[str, np.ndarray],
+        total: Mapping[str, np.ndarray],
+        diagnostics: Mapping[str, float],
+    ) -> None:
+        """Records what the round made: next model, state of the rule, running sum of the average."""
+        with self._write() as db:
+            hashes = [self._put(db, arrays) for arrays in (model, rule, total)]
+            figures = json.dumps(dict(diagnostics), sort_keys=True)
+            db.execute(
+                "UPDATE round SET model = ?, rule = ?, total = ?, diagnostics = ? WHERE number = ?",
+                (*hashes, figures, number),
+            )
+            self._advance(db, number, "collected", "aggregated")
+
+    def committed(self, number: int) -> None:
+        """Makes the round's model the one from which the next round starts."""
+        with self._write() as db:
+            self._advance(db, number, "aggregated", "committed")
+
+    def finish(self, model: Mapping[str, np.ndarray]) -> str:
+        """Records the final model and gives its SHA-256."""
+        with self._write() as db:
+            digest = self._put(db, model)
+            self._fact(db, "final", digest)
+        return digest
+
+    def updates(self, number: int) -> dict[str, Arrays]:
+        """The admitted updates of a round by site."""
+        rows = self._db.execute(
+            "SELECT site, sha256 FROM reply WHERE round = ? ORDER BY site", (number,)
+        ).fetchall()
+        return {str(site): self.arrays(str(digest)) for site, digest in rows}
+
+    def refuse(self, number: int, site: str, reason: str) -> None:
+        """Records an answer that was not admitted; site is empty if it is not known."""
+        with self._write() as db:
+            db.execute("INSERT INTO refusal (round, site, reason) VALUES (?, ?, ?)", (number, site, reason))
+
+    def refusals(self) -> tuple[tuple[int, str, str], ...]:
+        """Round (0: before the first), site and reason of every answer that was not admitted."""
+        rows = self._db.execute("SELECT round, site, reason FROM refusal ORDER BY id")
+        return tuple((int(number), str(site), str(reason)) for number, site, reason in rows)
+
+    def arrays(self, digest: str) -> Arrays:
+        """The arrays with this SHA-256.
+
+        Raises:
+            ServerError: they are not there, or are not what their hash says.
+        """
+        return arrays_from_bytes(self.data(digest))
+
+    def data(self, digest: str) -> bytes:
+        """The canonical bytes with this SHA-256; raises as `arrays`."""
+        row = self._db.execute("SELECT data FROM blob WHERE sha256 = ?", (digest,)).fetchone()
+        if row is None or sha256(bytes(row[0])) != digest:
+            raise ServerError(f"Expected arrays with SHA-256 {digest}; the coordinator's file is damaged.")
+        return bytes(row[0])
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _put(self, db: sqlite3.Connection, arrays: Mapping[str, np.ndarray]) -> str:
+        data = arrays_to_bytes(arrays)
+        digest = sha256(data)
+        db.execute("INSERT OR IGNORE INTO blob (sha256, data) VALUES (?, ?)", (digest, data))
+        return digest
+
+    def _fact(self, db: sqlite3.Connection, key: str, value: str) -> None:
+        db.execute("INSERT INTO fact (key, value) VALUES (?, ?)", (key, value))
+
+    def _site(self, db: sqlite3.Connection, name: str, patients: int, code: str) -> None:
+        db.execute("INSERT INTO site (name, patients, code) VALUES (?, ?, ?)", (name, patients, code))
+
+    def _advance(self, db: sqlite3.Connection, number: int, before: str, after: str) -> None:
+        changed = db.execute(
+            "UPDATE round SET state = ? WHERE number = ? AND state = ?", (after, number, before)
+        ).rowcount
+        if changed != 1:
+            raise ServerError(f"Expected round {number} to be {before} before it is {after}; it is not.")
+
+
+_SELECT_ROUND = "SELECT number, state, base, model, rule, total, diagnostics FROM round"
+
+
+def _round_row(row: tuple[int, str, str, str | None, str | None, str | None, str | None]) -> RoundRow:
+    number, state, base, model, rule, total, diagnostics = row
+    figures = {} if diagnostics is None else {str(k): float(v) for k, v in json.loads(diagnostics).items()}
+    return RoundRow(
+        number=number, state=state, base=base, model=model, rule=rule, total=total, diagnostics=figures
+    )
