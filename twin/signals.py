@@ -22,6 +22,7 @@ from typing import Literal
 MG_DL_PER_MMOL_L = 18.016
 
 Kind = Literal["level", "rate", "dose", "count"]
+Units = Mapping[tuple[str, ...], float | tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ def _signal(
     limits: tuple[float, float],
     *,
     ucum: str | None = None,
-    units: Mapping[tuple[str, ...], float | tuple[float, float]],
+    units: Units,
     usual: tuple[float, float] | None = None,
     step_min: float | None = None,
     loinc: tuple[str, ...] = (),
@@ -100,12 +101,12 @@ def _signal(
     )
 
 
-_PER_MIN = {
+_PER_MIN: Units = {
     ("/min", "1/min", "bpm", "beats/min", "breaths/min", "min-1", "{beats}/min", "{breaths}/min"): 1.0
 }
-_MMHG = {("mmHg", "mm[Hg]"): 1.0, ("kPa",): 7.50062}
-_INSULIN = {("U", "[iU]", "IU", "units", "unit"): 1.0, ("mU",): 0.001}
-_ENERGY = {("kcal", "Cal_th", "kilocalories"): 1.0, ("kJ",): 1 / 4.184}
+_MMHG: Units = {("mmHg", "mm[Hg]"): 1.0, ("kPa",): 7.50062}
+_INSULIN: Units = {("U", "[iU]", "IU", "units", "unit"): 1.0, ("mU",): 0.001}
+_ENERGY: Units = {("kcal", "Cal_th", "kilocalories"): 1.0, ("kJ",): 1 / 4.184}
 
 _CATALOGUE = (
     _signal(

@@ -1,0 +1,167 @@
+"""Times as text or timestamps into UTC: zones, daylight saving, and what could not be read.
+
+A time with `Z` or an offset is exact. A naive one is read in the zone that the caller names, or not at
+all. Where that zone's clock jumps:
+- an hour that the clock skips in spring: the recorder did not change its clock; one hour is added, so
+  that the distances between readings stay;
+- an hour that comes twice in autumn: if the rows of a patient and signal run through it and then start
+  again, the second run is standard time; if they pass once, it is taken for summer time; if local times
+  repeat without such an order, nobody can tell them apart and they are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo, available_timezones
+
+import numpy as np
+import pandas as pd
+
+from twin.errors import DataError
+
+_ZONE = r"(?:Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
+_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(?::\d{2}(?:[.]\d{1,9})?)?(?:\s?" + _ZONE + ")?$"
+_ZONED = r"\d\s?" + _ZONE + "$"
+_HOUR = pd.Timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Times of N rows.
+
+    Attributes:
+        utc: datetime64[us, UTC], NaT where missing, unreadable, naive without a zone or ambiguous.
+        missing_N, unreadable_N, naive_N: what the text was; at most one is true of a row.
+        skipped_N: stood in an hour that the clock skips; moved.
+        once_N: stood in the hour that comes twice, passed once; taken for summer time.
+        ambiguous_N: stood in the hour that comes twice, and cannot be told apart.
+    """
+
+    utc: pd.Series
+    missing_N: np.ndarray
+    unreadable_N: np.ndarray
+    naive_N: np.ndarray
+    skipped_N: np.ndarray
+    once_N: np.ndarray
+    ambiguous_N: np.ndarray
+
+
+def check_zone(timezone: str | None) -> None:
+    """Nothing.
+
+    Raises:
+        DataError: `timezone` is no IANA name.
+    """
+    if timezone is not None and timezone not in available_timezones():
+        raise DataError(
+            f"data.timezone={timezone!r} is no time zone. Expected an IANA name such as Europe/London, "
+            "America/New_York or UTC (a full list: https://en.wikipedia.org/wiki/List_of_tz_database_time_zones)."
+        )
+
+
+def to_utc(times: pd.Series, stream_N: np.ndarray, timezone: str | None) -> Times:
+    """UTC of each row.
+
+    Args:
+        times: N texts in ISO 8601 with at least hours and minutes, or timestamps with or without zone.
+        stream_N: int64, one number per patient and signal; rows of a stream stand in the file's order.
+        timezone: IANA zone of naive times; without it they stay NaT and are marked.
+    """
+    naive, utc, missing_N, unreadable_N = _parse(times.reset_index(drop=True))
+    naive_N = naive.notna().to_numpy()
+    nothing_N = np.zeros(len(times), dtype=bool)
+    if timezone is None or not naive_N.any():
+        return _times(utc, missing_N, unreadable_N, naive_N, nothing_N, nothing_N, nothing_N)
+    local = naive[naive_N]
+    resolved, skipped, once, ambiguous = _localise(local, stream_N[naive_N], ZoneInfo(timezone))
+    utc = utc.copy()
+    utc[naive_N] = resolved
+    marks = []
+    for mark in (skipped, once, ambiguous):
+        mark_N = nothing_N.copy()
+        mark_N[naive_N] = mark
+        marks.append(mark_N)
+    return _times(utc, missing_N, unreadable_N, naive_N, *marks)
+
+
+def _times(
+    utc: pd.Series,
+    missing_N: np.ndarray,
+    unreadable_N: np.ndarray,
+    naive_N: np.ndarray,
+    skipped_N: np.ndarray,
+    once_N: np.ndarray,
+    ambiguous_N: np.ndarray,
+) -> Times:
+    return Times(
+        utc=utc,
+        missing_N=missing_N,
+        unreadable_N=unreadable_N,
+        naive_N=naive_N,
+        skipped_N=skipped_N,
+        once_N=once_N,
+        ambiguous_N=ambiguous_N,
+    )
+
+
+def _parse(times: pd.Series) -> tuple[pd.Series, pd.Series, np.ndarray, np.ndarray]:
+    """(naive, utc, missing, unreadable); each row has at most one of naive and utc."""
+    if isinstance(times.dtype, pd.DatetimeTZDtype):
+        utc = times.dt.tz_convert("UTC").dt.as_unit("us")
+        return _no_time(times, None), utc, times.isna().to_numpy(), np.zeros(len(times), dtype=bool)
+    if pd.api.types.is_datetime64_dtype(times):
+        naive = times.dt.as_unit("us")
+        return naive, _no_time(times, "UTC"), times.isna().to_numpy(), np.zeros(len(times), dtype=bool)
+    text = times.astype("str").str.strip()
+    missing = text.isna() | (text == "")
+    readable = text.str.match(_ISO).fillna(False).astype(bool)
+    zoned = readable & text.str.contains(_ZONED).fillna(False).astype(bool)
+    text = text.str.replace(r"\s?(?:UTC|GMT|z)$", "Z", regex=True) if zoned.any() else text
+    utc = _no_time(times, "UTC")
+    utc[zoned] = pd.to_datetime(text[zoned], format="ISO8601", utc=True, errors="coerce").dt.as_unit("us")
+    naive = _no_time(times, None)
+    plain = readable & ~zoned
+    naive[plain] = pd.to_datetime(text[plain], format="ISO8601", errors="coerce").dt.as_unit("us")
+    unreadable = ~missing & utc.isna() & naive.isna()
+    return naive, utc, missing.to_numpy(), unreadable.to_numpy()
+
+
+def _no_time(like: pd.Series, zone: str | None) -> pd.Series:
+    dtype = f"datetime64[us, {zone}]" if zone else "datetime64[us]"
+    return pd.Series(pd.NaT, index=like.index, dtype=dtype)
+
+
+def _localise(
+    local: pd.Series, stream: np.ndarray, zone: ZoneInfo
+) -> tuple[pd.Series, np.ndarray, np.ndarray, np.ndarray]:
+    """(utc, skipped, once, ambiguous) of naive local times."""
+    twice = local.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna().to_numpy()
+    summer = np.ones(len(local), dtype=bool)
+    skipped = local.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT").isna().to_numpy()
+    summer[twice], once_twice, ambiguous_twice = _passes(local[twice], stream[twice])
+    try:
+        aware = local.dt.tz_localize(zone, ambiguous=summer, nonexistent=_HOUR)
+    except ValueError:  # the clock skipped more than an hour, as Samoa's did in 2011
+        aware = local.dt.tz_localize(zone, ambiguous=summer, nonexistent="shift_forward")
+    once, ambiguous = np.zeros(len(local), dtype=bool), np.zeros(len(local), dtype=bool)
+    once[twice], ambiguous[twice] = once_twice, ambiguous_twice
+    utc = aware.dt.tz_convert("UTC").dt.as_unit("us")
+    return utc.mask(ambiguous), skipped, once, ambiguous
+
+
+def _passes(local: pd.Series, stream: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(summer, once, ambiguous) of rows that stand in hours that come twice."""
+    rows = pd.DataFrame({"stream": stream, "day": local.dt.normalize().to_numpy(), "time": local.to_numpy()})
+    night = rows.groupby(["stream", "day"], sort=False)
+    back = night["time"].diff() < pd.Timedelta(0)
+    backs = back.groupby([rows["stream"], rows["day"]], sort=False)
+    second = backs.cumsum().to_numpy() > 0
+    turns = backs.transform("sum").to_numpy()
+    repeated = (
+        rows.duplicated().groupby([rows["stream"], rows["day"]], sort=False).transform("any").to_numpy()
+    )
+    ordered = (turns == 1) & ~rows.assign(second=second).duplicated().groupby(
+        [rows["stream"], rows["day"]], sort=False
+    ).transform("any").to_numpy()
+    ambiguous = ~ordered & repeated
+    return ~(ordered & second), ~ordered & ~repeated, ambiguous
