@@ -36,12 +36,12 @@ def settings() -> str:
     lines = ["groups (group=option; the first is the default):"]
     for group, options in groups().items():
         for place, option in enumerate(options):
-            sets = "".join(f" {k}={_plain(v)}" for k, v in option.sets.items())
+            sets = "".join(f" {k}={plain(v)}" for k, v in option.sets.items())
             head = f"  {group if place == 0 else '':<12}{option.name:<10}"
             lines += _wrap(head, option.doc + (f" Sets{sets}." if sets else ""), 25)
     lines += ["", "keys (key=value; the value shown is the default):"]
     for key in keys().values():
-        lines += _wrap(f"  {key.name}={_plain(key.default)}", explain(key), 38)
+        lines += _wrap(f"  {key.name}={plain(key.default)}", explain(key), 38)
     return "\n".join(lines)
 
 
@@ -52,7 +52,8 @@ def explain(key: Key) -> str:
     return f"{key.doc}{allowed}{only}"
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """A value as one writes it on the command line."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
