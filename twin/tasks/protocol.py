@@ -6,7 +6,8 @@ network, P patients, B weightings of patients, F columns of the table of inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +56,21 @@ class Examples:
             patient_N=self.patient_N[index],
             time_us_N=self.time_us_N[index],
         )
+
+
+def merge(parts: Sequence[Examples]) -> Examples:
+    """The windows of several sites as if they were one; patients are numbered on, site after site."""
+    offsets = np.cumsum([0, *(len(part.patients) for part in parts)])
+    joined = {
+        f.name: torch.cat([getattr(part, f.name) for part in parts])
+        for f in fields(Examples)
+        if f.name not in ("patient_N", "patients")
+    }
+    return Examples(
+        **joined,
+        patient_N=torch.cat([part.patient_N + int(o) for part, o in zip(parts, offsets, strict=False)]),
+        patients=tuple(patient for part in parts for patient in part.patients),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

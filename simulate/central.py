@@ -1,0 +1,62 @@
+"""The same network trained in one place without noise: what a federation is held against.
+
+It takes the site's own trainer (same steps, same windows per patient, same start, same mean of the
+last rounds), so that what differs is where the data lies and what is released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from client.trainer import train, trainable
+from conf.schema import Config
+from privacy.noise import NoiseStream, site_secret_from_seed
+from strategies.average import add, averaged_rounds, mean, start
+from trust.plan import Terms
+from twin import models
+from twin.tasks.protocol import Examples, Task
+
+
+def train_centrally(
+    config: Config, task: Task, initial: dict[str, np.ndarray], examples: Examples, name: str
+) -> dict[str, np.ndarray]:
+    """The model after all rounds on these windows, every patient counted alike; without privacy.
+
+    Args:
+        name: of the data ("pooled", a site), from which the choice of windows follows.
+    """
+    if len(examples) == 0:
+        return initial
+    network = models.build(config.model, task)
+    terms = Terms(
+        private=False,
+        noise_multiplier=0.0,
+        clip_norm=config.privacy.clip_norm,
+        sampling_rate=1.0,
+        windows_per_patient=config.privacy.windows_per_patient,
+        steps=config.rounds * config.strategy.local_steps,
+        epsilon=None,
+        delta=config.privacy.delta,
+    )
+    strategy = replace(config.strategy, name="fedavg", proximal_mu=0.0)
+    secret = site_secret_from_seed(config.seed, f"central {name}")
+    state, total = initial, start(initial, list(trainable(network)))
+    last = averaged_rounds(config.rounds, config.strategy.average_last)
+    for number in range(1, config.rounds + 1):
+        trained = train(
+            model=network,
+            state=state,
+            examples=examples,
+            task=task,
+            terms=terms,
+            strategy=strategy,
+            declared=len(torch.unique(examples.patient_N)),
+            stream=NoiseStream(secret, f"round {number}".encode()),
+        )
+        state = state | {key: state[key] + value for key, value in trained.update.items()}
+        if number > config.rounds - last:
+            total = add(total, state)
+    return mean(total, state)
