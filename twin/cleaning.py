@@ -220,7 +220,7 @@ def _times(
     times = to_utc(frame["time"], stream_N, timezone)
     tally.drop("no time", times.missing_N.sum())
     tally.drop("unreadable time", times.unreadable_N.sum())
-    tally.drop("hour that comes twice at the end of daylight saving, order unknown", times.ambiguous_N.sum())
+    tally.drop("hour that a clock change skips or repeats, true time unknown", times.unclear_N.sum())
     tally.fix("hour that the clock skips for daylight saving, moved on by it", times.skipped_N.sum())
     tally.fix(
         "hour that comes twice at the end of daylight saving, taken for summer time", times.once_N.sum()

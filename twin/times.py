@@ -2,8 +2,9 @@
 
 A time with `Z` or an offset is exact. A naive one is read in the zone that the caller names, or not at
 all. Where that zone's clock jumps:
-- an hour that the clock skips in spring: the recorder did not change its clock; one hour is added, so
-  that the distances between readings stay;
+- an hour that the clock skips in spring: the recorder did not change its clock; the time is moved on by the
+  hour, so that the distances between readings stay, unless the record already has rows where it would come
+  to lie: then it is dropped;
 - an hour that comes twice in autumn: if the rows of a patient and signal run through it and then start
   again, the second run is standard time; if they pass once, it is taken for summer time; if local times
   repeat without such an order, nobody can tell them apart and they are dropped.
@@ -30,11 +31,11 @@ class Times:
     """Times of N rows.
 
     Attributes:
-        utc: datetime64[us, UTC], NaT where missing, unreadable, naive without a zone or ambiguous.
+        utc: datetime64[us, UTC], NaT where missing, unreadable, naive without a zone or unclear.
         missing_N, unreadable_N, naive_N: what the text was; at most one is true of a row.
-        skipped_N: stood in an hour that the clock skips; moved.
+        skipped_N: stood in an hour that the clock skips; moved on.
         once_N: stood in the hour that comes twice, passed once; taken for summer time.
-        ambiguous_N: stood in the hour that comes twice, and cannot be told apart.
+        unclear_N: stood in an hour that the clock skips or repeats, and cannot be placed.
     """
 
     utc: pd.Series
@@ -43,7 +44,7 @@ class Times:
     naive_N: np.ndarray
     skipped_N: np.ndarray
     once_N: np.ndarray
-    ambiguous_N: np.ndarray
+    unclear_N: np.ndarray
 
 
 def check_zone(timezone: str | None) -> None:
@@ -73,11 +74,11 @@ def to_utc(times: pd.Series, stream_N: np.ndarray, timezone: str | None) -> Time
     if timezone is None or not naive_N.any():
         return _times(utc, missing_N, unreadable_N, naive_N, nothing_N, nothing_N, nothing_N)
     local = naive[naive_N]
-    resolved, skipped, once, ambiguous = _localise(local, stream_N[naive_N], ZoneInfo(timezone))
+    resolved, skipped, once, unclear = _localise(local, stream_N[naive_N], ZoneInfo(timezone))
     utc = utc.copy()
     utc[naive_N] = resolved
     marks = []
-    for mark in (skipped, once, ambiguous):
+    for mark in (skipped, once, unclear):
         mark_N = nothing_N.copy()
         mark_N[naive_N] = mark
         marks.append(mark_N)
@@ -91,7 +92,7 @@ def _times(
     naive_N: np.ndarray,
     skipped_N: np.ndarray,
     once_N: np.ndarray,
-    ambiguous_N: np.ndarray,
+    unclear_N: np.ndarray,
 ) -> Times:
     return Times(
         utc=utc,
@@ -100,7 +101,7 @@ def _times(
         naive_N=naive_N,
         skipped_N=skipped_N,
         once_N=once_N,
-        ambiguous_N=ambiguous_N,
+        unclear_N=unclear_N,
     )
 
 
@@ -134,7 +135,7 @@ def _no_time(like: pd.Series, zone: str | None) -> pd.Series:
 def _localise(
     local: pd.Series, stream: np.ndarray, zone: ZoneInfo
 ) -> tuple[pd.Series, np.ndarray, np.ndarray, np.ndarray]:
-    """(utc, skipped, once, ambiguous) of naive local times."""
+    """(utc, skipped, once, unclear) of naive local times."""
     twice = local.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna().to_numpy()
     summer = np.ones(len(local), dtype=bool)
     skipped = local.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT").isna().to_numpy()
@@ -143,10 +144,19 @@ def _localise(
         aware = local.dt.tz_localize(zone, ambiguous=summer, nonexistent=_HOUR)
     except ValueError:  # the clock skipped more than an hour, as Samoa's did in 2011
         aware = local.dt.tz_localize(zone, ambiguous=summer, nonexistent="shift_forward")
-    once, ambiguous = np.zeros(len(local), dtype=bool), np.zeros(len(local), dtype=bool)
-    once[twice], ambiguous[twice] = once_twice, ambiguous_twice
     utc = aware.dt.tz_convert("UTC").dt.as_unit("us")
-    return utc.mask(ambiguous), skipped, once, ambiguous
+    once, unclear = np.zeros(len(local), dtype=bool), np.zeros(len(local), dtype=bool)
+    once[twice], unclear[twice] = once_twice, ambiguous_twice
+    unclear |= _taken(utc, stream, skipped)
+    return utc.mask(unclear), skipped & ~unclear, once, unclear
+
+
+def _taken(utc: pd.Series, stream: np.ndarray, skipped: np.ndarray) -> np.ndarray:
+    """Rows of a skipped hour that would come to lie in an hour of their stream that has rows of its own."""
+    if not skipped.any():
+        return skipped
+    hours = pd.MultiIndex.from_arrays([stream, utc.dt.floor("h")])
+    return skipped & hours.isin(hours[~skipped].unique())
 
 
 def _passes(local: pd.Series, stream: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -49,10 +49,10 @@ def convert(source: Path) -> tuple[Converted, ...]:
         entries.add(table[there & worn], signal, column, unit)
     observations, quality = entries.cleaned("UTC")
     notes = (
-        "Times carry no zone in the source; the local clock is written as if it were UTC (dates are nominal).",
+        "Times carry no zone in the source; the local clock is written as if it were UTC.",
         f"{no_dose:,} cells that say 0 U or 0 kcal are no dose and give no row.",
         "Meals are given in kcal (energy_intake); grams of carbohydrates are not known.",
-        "Not converted: balance, quality (of meals), Posture, Activity, HRV, CoreTemp (an estimate by the belt).",
+        "Not converted: balance, quality (of meals), Posture, Activity, HRV, CoreTemp (an estimate).",
     )
     return (
         Converted(site="d1namo", observations=observations, quality=quality, notes=notes, licence=LICENCE),

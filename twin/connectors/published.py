@@ -10,8 +10,8 @@ import pandas as pd
 
 from twin.cleaning import CANONICAL, Cleaned, clean
 from twin.errors import DataError
-from twin.site import Quality
 from twin.signals import SIGNALS
+from twin.site import Quality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

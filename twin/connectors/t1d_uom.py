@@ -45,7 +45,7 @@ def convert(source: Path) -> tuple[Converted, ...]:
     observations, quality = entries.cleaned(ZONE)
     notes = [
         f"Local times without zone are read as {ZONE}; journeys abroad cannot be seen in them.",
-        "Steps and energy are stamped at the end of their 15 minutes; energy is what activity added, not all.",
+        "Steps and energy are stamped at the end of their 15 minutes; energy is that of activity only.",
         "Not converted: protein, fat, fibre, tags of meals; distance, intensity and motion of the wristband.",
     ]
     if absent:
@@ -87,7 +87,7 @@ def _meals(entries: Entries, source: Path) -> None:
     grams = pd.to_numeric(distinct["carbs_g"], errors="coerce")
     entries.add(distinct[grams.isna()], "carbohydrates", "carbs_g", "g")
     eaten = distinct.assign(carbs_g=grams)[grams.notna()]
-    meals = eaten.groupby(["id", "time"], as_index=False, sort=False)["carbs_g"].sum()
+    meals = eaten.groupby(["id", "time"], as_index=False, sort=False).agg({"carbs_g": "sum"})
     entries.leave_out("food added to another of the same time", len(eaten) - len(meals))
     entries.add(meals.astype({"carbs_g": "str"}), "carbohydrates", "carbs_g", "g")
 

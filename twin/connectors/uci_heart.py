@@ -71,7 +71,7 @@ def convert(source: Path, rows: str = "complete") -> tuple[Converted, ...]:
     missing = [file for file in _FILES.values() if not (source / file).is_file()]
     if missing:
         raise DataError(
-            f"{source}: expected the folder with {', '.join(_FILES.values())}; not there: {', '.join(missing)}."
+            f"{source}: expected the folder with {', '.join(_FILES.values())}; missing: {', '.join(missing)}."
         )
     return tuple(_site(site, source / file, rows) for site, file in _FILES.items())
 
