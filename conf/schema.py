@@ -28,7 +28,7 @@ class Data:
     path: str | None = field(
         default=None,
         metadata={
-            "doc": "federation folder: <path>/<site>/observations.csv[.gz]|.parquet",
+            "doc": "federation folder, the one above the sites' folders",
             "only": ("folder",),
         },
     )
