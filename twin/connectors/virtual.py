@@ -9,12 +9,14 @@ Letters: P people, G signals, T moments of five minutes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from twin.errors import DataError
-from twin.physiology.cohort import Group, Lives, simulate
+from twin.physiology.cohort import Group, Lives, simulate, stream
 from twin.physiology.habits import Profile
 from twin.physiology.hovorka import Array
 from twin.physiology.sensor import (
@@ -23,7 +25,6 @@ from twin.physiology.sensor import (
     GRID_MIN,
     HIGHEST_MG_DL,
     LOWEST_MG_DL,
-    MINUTES_PER_DAY,
     NAVIGATOR,
     draw_gaps,
 )
@@ -53,8 +54,9 @@ CLINICS: tuple[Group, ...] = (
             meal_time_h=(8.2, 13.6, 20.6, 17.0, 22.5),
             bolus_delay_min=(-15, 5),
             bolus_step_u=0.5,
-            basal_sd=0.15,
-            correction_mg_dl=220.0,
+            basal_sd=0.20,
+            target_mg_dl=130.0,
+            correction_mg_dl=230.0,
             exercise_per_day=0.2,
         ),
         sensor=NAVIGATOR,
@@ -69,14 +71,15 @@ CLINICS: tuple[Group, ...] = (
             meal_g=(55.0, 70.0, 80.0, 25.0, 25.0),
             meal_sd=0.35,
             meal_time_sd_h=0.8,
-            counting_sd=0.30,
-            missed_bolus=0.13,
+            counting_sd=0.35,
+            missed_bolus=0.22,
             bolus_delay_min=(0, 30),
-            therapy_sd=0.22,
-            basal_sd=0.16,
-            correction_mg_dl=240.0,
-            correction_per_hour=0.3,
-            wander_sd=0.16,
+            therapy_sd=0.25,
+            basal_sd=0.20,
+            target_mg_dl=140.0,
+            correction_mg_dl=250.0,
+            correction_per_hour=0.2,
+            wander_sd=0.20,
         ),
         sensor=G6,
         signals=("glucose",),
@@ -86,14 +89,15 @@ CLINICS: tuple[Group, ...] = (
     Group(
         diabetes="type 1",
         profile=Profile(
-            meal_g=(40.0, 50.0, 60.0, 15.0, 12.0),
+            meal_g=(48.0, 62.0, 72.0, 18.0, 15.0),
             meal_time_h=(6.8, 12.0, 18.2, 15.5, 21.0),
-            counting_sd=0.15,
-            missed_bolus=0.03,
-            therapy_sd=0.12,
-            basal_sd=0.10,
-            correction_mg_dl=180.0,
-            correction_per_hour=0.8,
+            counting_sd=0.20,
+            missed_bolus=0.08,
+            therapy_sd=0.15,
+            basal_sd=0.14,
+            target_mg_dl=125.0,
+            correction_mg_dl=200.0,
+            correction_per_hour=0.6,
             exercise_per_day=0.6,
         ),
         sensor=NAVIGATOR,
@@ -107,15 +111,15 @@ _PUBLIC_T1D = Profile(
     meal_g=(50.0, 55.0, 75.0, 20.0, 22.0),
     meal_time_h=(7.9, 13.1, 19.6, 16.4, 22.0),
     meal_time_sd_h=0.7,
-    counting_sd=0.25,
-    missed_bolus=0.08,
+    counting_sd=0.30,
+    missed_bolus=0.12,
     bolus_delay_min=(-5, 25),
     therapy_sd=0.20,
     basal_sd=0.15,
     correction_mg_dl=210.0,
     correction_per_hour=0.4,
     rhythm=(0.0, 0.25),
-    wander_sd=0.15,
+    wander_sd=0.20,
     exercise_per_day=0.4,
 )
 _PUBLIC_OTHER = Profile(
@@ -173,7 +177,7 @@ def virtual_sites(*, sites: int, patients_per_site: int, days: int, seed: int) -
     """
     _check(sites=sites, patients_per_site=patients_per_site, days=days)
     seeds = [np.random.SeedSequence(entropy=seed, spawn_key=(k,)) for k in range(sites)]
-    groups = [(CLINICS[k % len(CLINICS)], patients_per_site, seeds[k]) for k in range(sites)]
+    groups = [(_clinic(k, seeds[k]), patients_per_site, seeds[k]) for k in range(sites)]
     lives = simulate(groups, days)
     return tuple(_site(f"hospital_{k + 1}", [(life, seeds[k])]) for k, life in enumerate(lives))
 
@@ -200,6 +204,26 @@ def public_population(*, patients: int = 96, days: int = 10) -> Site:
     return _site("public", [(life, seed) for life, (_, _, seed) in zip(lives, chosen, strict=True)])
 
 
+def _clinic(number: int, seed: np.random.SeedSequence) -> Group:
+    """The kind of hospital `number`, counted from 0; beyond the kinds, its habits are its own."""
+    kind = CLINICS[number % len(CLINICS)]
+    if number < len(CLINICS):
+        return kind
+    rng, profile = stream(seed, "clinic"), kind.profile
+    meal_g = np.array(profile.meal_g) * np.exp(rng.normal(0.0, 0.12))
+    meal_time_h = np.array(profile.meal_time_h) + rng.normal(0.0, 0.5)
+    own = replace(
+        profile,
+        meal_g=tuple(meal_g),
+        meal_time_h=tuple(meal_time_h),
+        missed_bolus=float(np.clip(profile.missed_bolus * np.exp(rng.normal(0.0, 0.4)), 0.0, 0.4)),
+        basal_sd=float(profile.basal_sd * np.exp(rng.normal(0.0, 0.2))),
+        therapy_sd=float(profile.therapy_sd * np.exp(rng.normal(0.0, 0.2))),
+        correction_mg_dl=float(profile.correction_mg_dl + rng.normal(0.0, 15.0)),
+    )
+    return replace(kind, profile=own, gaps_per_day=float(kind.gaps_per_day * np.exp(rng.normal(0.0, 0.3))))
+
+
 def _check(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
@@ -209,7 +233,7 @@ def _check(**numbers: int) -> None:
 def _shares(weights: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """`total` split in proportion to `weights`, by largest remainder."""
     exact = weights * (total / weights.sum())
-    counts = np.floor(exact).astype(np.int64)
+    counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     order = np.argsort(-(exact - counts), kind="stable")
     counts[order[: total - int(counts.sum())]] += 1
     return counts
@@ -224,7 +248,7 @@ def _site(name: str, parts: list[tuple[Lives, np.random.SeedSequence]]) -> Site:
     for life, seed in parts:
         offset = sum(len(p) for p in patients)
         ids = np.array([f"{name}-{offset + k + 1:03d}" for k in range(len(life.subjects))], dtype=object)
-        values_PGT, signals, lost, clipped = _values(life, np.random.default_rng(seed.spawn(1)[0]))
+        values_PGT, signals, lost, clipped = _values(life, stream(seed, "records"))
         tables.append(_table(values_PGT, signals, ids))
         patients.append(
             pd.DataFrame(
@@ -266,7 +290,7 @@ def _values(life: Lives, rng: np.random.Generator) -> tuple[Array, list[str], in
     kept_TP = read_TP & ~life.error.missing_TP
     limited_TP = np.clip(np.round(record.sensor_TP), LOWEST_MG_DL, HIGHEST_MG_DL)
     clipped_TP = kept_TP & (limited_TP != np.round(record.sensor_TP))
-    rescue_written_TP = record.rescue_g_TP * (rng.random(shape_TP) < schedule.profile.logged)
+    rescue_written_TP = record.rescue_g_TP * (rng.random(shape_TP) < life.group.profile.logged)
     eaten_TP = schedule.written_g_TP + rescue_written_TP
     worn_TP = ~draw_gaps(shape_TP, WATCH_OFF_PER_DAY, WATCH_OFF_MIN, rng)
     on_the_hour_T1 = moment_T1 % (BASAL_EVERY_MIN // GRID_MIN) == 0

@@ -65,9 +65,7 @@ class _Drawn:
     choices: Choices
 
 
-def simulate(
-    groups: list[tuple[Group, int, np.random.SeedSequence]], days: int
-) -> tuple[Lives, ...]:
+def simulate(groups: list[tuple[Group, int, np.random.SeedSequence]], days: int) -> tuple[Lives, ...]:
     """Draw each group's people from its own seed and let all groups live for `days` days.
 
     Args:
@@ -96,14 +94,25 @@ def simulate(
     )
 
 
+def stream(seed: np.random.SeedSequence, name: str) -> np.random.Generator:
+    """A generator for one purpose: a child of `seed` that does not change `seed`."""
+    child = (*seed.spawn_key, *name.encode())
+    return np.random.default_rng(np.random.SeedSequence(entropy=seed.entropy, spawn_key=child))
+
+
 def _draw(group: Group, count: int, seed: np.random.SeedSequence, days: int) -> _Drawn:
-    people_rng, habits_rng, sensor_rng = (np.random.default_rng(s) for s in seed.spawn(3))
+    people_rng, habits_rng, sensor_rng = (stream(seed, name) for name in ("people", "habits", "sensor"))
     subjects = draw_subjects(KINDS[group.diabetes], count, people_rng)
     treated = group.diabetes == "type 1"
     therapy = titrate(subjects) if treated else _no_therapy(count)
     schedule = draw_schedule(group.profile, therapy, days, habits_rng)
     error = draw_error(
-        group.sensor, (days * PER_DAY, count), group.sensor_scale, group.gaps_per_day, group.gap_min, sensor_rng
+        group.sensor,
+        (days * PER_DAY, count),
+        group.sensor_scale,
+        group.gaps_per_day,
+        group.gap_min,
+        sensor_rng,
     )
     return _Drawn(
         subjects=subjects,

@@ -61,7 +61,7 @@ def _states(insulin_P: Array, infused_P: Array, p: Subjects) -> Array:
     states_SP = np.zeros((len(STATES), len(p)))
     q1_P = p.fasting_mmol_l * p.vg_l_per_kg
     states_SP[hovorka.S1] = states_SP[hovorka.S2] = infused_P / p.ka_per_min
-    states_SP[hovorka.I] = insulin_P
+    states_SP[hovorka.INSULIN] = insulin_P
     states_SP[hovorka.X1] = p.sit * insulin_P
     states_SP[hovorka.X2] = p.sid * insulin_P
     states_SP[hovorka.X3] = p.sie * insulin_P

@@ -58,18 +58,18 @@ class Profile:
     person_time_sd_h: float = 0.7
     meal_time_sd_h: float = 0.5
     counting_bias_sd: float = 0.10
-    counting_sd: float = 0.20
-    missed_bolus: float = 0.06
+    counting_sd: float = 0.30
+    missed_bolus: float = 0.10
     bolus_delay_min: tuple[int, int] = (-10, 15)
     bolus_step_u: float = 0.1
-    therapy_sd: float = 0.15
-    basal_sd: float = 0.12
-    target_mg_dl: float = 110.0
-    correction_mg_dl: float = 200.0
+    therapy_sd: float = 0.22
+    basal_sd: float = 0.18
+    target_mg_dl: float = 120.0
+    correction_mg_dl: float = 220.0
     correction_per_hour: float = 0.5
-    dawn: tuple[float, float] = (0.0, 0.20)
-    rhythm: tuple[float, float] = (0.0, 0.20)
-    wander_sd: float = 0.12
+    dawn: tuple[float, float] = (0.0, 0.25)
+    rhythm: tuple[float, float] = (0.0, 0.30)
+    wander_sd: float = 0.22
     exercise_per_day: float = 0.3
     logged: float = 0.95
 
@@ -90,7 +90,6 @@ class Schedule:
         luck_TP: uniform values for decisions that depend on glucose.
         basal_u_h_TP: programmed rate.
         ratio_g_u_P, correction_mg_dl_u_P: what the person believes.
-        profile: the population's.
     """
 
     eaten_g_TP: Array
@@ -106,7 +105,6 @@ class Schedule:
     basal_u_h_TP: Array
     ratio_g_u_P: Array
     correction_mg_dl_u_P: Array
-    profile: Profile
 
 
 def draw_schedule(profile: Profile, therapy: Therapy, days: int, rng: np.random.Generator) -> Schedule:
@@ -139,7 +137,6 @@ def draw_schedule(profile: Profile, therapy: Therapy, days: int, rng: np.random.
         ratio_g_u_P=therapy.ratio_g_u * np.exp(profile.therapy_sd * rng.standard_normal(people)),
         correction_mg_dl_u_P=therapy.correction_mg_dl_u
         * np.exp(profile.therapy_sd * rng.standard_normal(people)),
-        profile=profile,
     )
 
 
@@ -156,7 +153,7 @@ def _meals(profile: Profile, days: int, people: int, rng: np.random.Generator) -
     hour_DMP += 0.8 * weekend_D[:, None, None]
 
     effect_DMP = rng.uniform(0.8, 1.2, shape_DMP)  # W10: bioavailability varies +-20 % between meals
-    fast_DMP = rng.uniform(0.0, 0.4, shape_DMP)
+    fast_DMP = rng.uniform(0.0, 0.6, shape_DMP)
     bias_P = profile.counting_bias_sd * rng.standard_normal(people)
     counted_DMP = grams_DMP * np.exp(bias_P + profile.counting_sd * rng.standard_normal(shape_DMP))
     dosed_DMP = rng.random(shape_DMP) >= profile.missed_bolus
@@ -232,9 +229,7 @@ def _basal(
     return np.asarray(np.round(therapy.basal_u_h * error_P * shape_TP, 2))
 
 
-def _watch(
-    awake_TP: NDArray[np.bool_], bout_TP: Array, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def _watch(awake_TP: NDArray[np.bool_], bout_TP: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Heart rate and steps per five minutes."""
     people = awake_TP.shape[1]
     resting_P = np.clip(rng.normal(62.0, 7.0, people), 45.0, 85.0)

@@ -4,7 +4,7 @@ Source: R. Hovorka et al., Physiol. Meas. 25:905-920 (2004), equations 1-12, in 
 M. E. Wilinska et al., J. Diabetes Sci. Technol. 4:132-144 (2010) give it per kg of body weight
 (saturating insulin-independent uptake, ceiling of gut absorption, individual renal threshold,
 interstitial glucose). Residual insulin secretion is C. Dalla Man et al., IEEE Trans. Biomed. Eng.
-54:1740-1749 (2007), equations 23-26, without the liver's changing extraction. Deviations stand in
+54:1740-1749 (2007): secretion, and the share of it that the liver lets through. Deviations stand in
 docs/physiology.md.
 
 Letters: S states, P people. Time in minutes, glucose in mmol, insulin in mU, all amounts per kg.
@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 STATES = ("s1", "s2", "i", "x1", "x2", "x3", "q1", "q2", "d1", "d2", "c", "y")
-S1, S2, I, X1, X2, X3, Q1, Q2, D1, D2, C, Y = range(len(STATES))
+S1, S2, INSULIN, X1, X2, X3, Q1, Q2, D1, D2, C, Y = range(len(STATES))
 
 MG_DL_PER_MMOL_L = 18.016
 MMOL_PER_G_GLUCOSE = 1000.0 / 180.16
 MU_PER_U = 1000.0
 PMOL_PER_MU = 6.0
 UPTAKE_AT_BASAL = 0.85
+EXTRACTED_AT_REST = 0.6471  # by the liver, of what the pancreas secretes: m6 of Dalla Man 2007
+LESS_EXTRACTED = 0.0304 * PMOL_PER_MU  # per mU/kg/min secreted: m5 of Dalla Man 2007
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Subjects:
         renal_threshold_mmol_l, renal_clearance_per_min: excretion by the kidney.
         ka_int_per_min: equilibration of interstitial with plasma glucose.
         fasting_mmol_l: glucose that the person's basal insulin holds.
-        secretion_dynamic, secretion_static: plasma insulin per rise of glucose (mU/kg per mmol/L)
+        secretion_dynamic, secretion_static: insulin secreted per rise of glucose (mU/kg per mmol/L)
             and per height above fasting (mU/kg/min per mmol/L); 0 in type 1 diabetes.
         secretion_per_min: rate at which the static part follows glucose.
         secretion_basal: secretion at fasting glucose (mU/kg/min); 0 in type 1 diabetes.
@@ -92,7 +94,9 @@ class Subjects:
 
 def concatenate(groups: list[Subjects]) -> Subjects:
     """All people of several groups, in order."""
-    return Subjects(**{f.name: np.concatenate([getattr(g, f.name) for g in groups]) for f in fields(Subjects)})
+    return Subjects(
+        **{f.name: np.concatenate([getattr(g, f.name) for g in groups]) for f in fields(Subjects)}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,19 @@ def renal_excretion(glucose_mmol_l: Array, subjects: Subjects) -> Array:
 def gut_appearance(d2_P: Array, subjects: Subjects) -> Array:
     """Glucose that reaches the blood from the gut (mmol/kg/min), at most the person's ceiling."""
     return np.minimum(d2_P / subjects.tmax_g_min, subjects.ug_ceiling)
+
+
+def past_liver(secreted_P: Array) -> Array:
+    """Insulin that reaches the plasma (mU/kg/min) of what is secreted; the liver keeps the rest."""
+    share_P = np.minimum(1.0 - EXTRACTED_AT_REST + LESS_EXTRACTED * secreted_P, 1.0)
+    return secreted_P * share_P
+
+
+def secretion_for(supply_P: Array) -> Array:
+    """The secretion (mU/kg/min) of which `supply_P` reaches the plasma: inverse of `past_liver`."""
+    rest = 1.0 - EXTRACTED_AT_REST
+    share_P = 0.5 * (rest + np.sqrt(rest**2 + 4.0 * LESS_EXTRACTED * supply_P))
+    return np.asarray(supply_P / np.minimum(share_P, 1.0))
 
 
 def derivatives(states_SP: Array, subjects: Subjects, inputs: Inputs) -> Array:
@@ -168,6 +185,6 @@ def derivatives(states_SP: Array, subjects: Subjects, inputs: Inputs) -> Array:
     rates_SP[C] = p.ka_int_per_min * (glucose - c)
     rates_SP[Y] = p.secretion_per_min * (p.secretion_static * (glucose - p.fasting_mmol_l) - y)
     rise = np.maximum(rates_SP[Q1], 0.0) / p.vg_l_per_kg
-    secretion = np.maximum(p.secretion_basal + y, 0.0) + p.secretion_dynamic * rise
-    rates_SP[I] = (absorption + secretion) / p.vi_l_per_kg - p.ke_per_min * i
+    secreted = np.maximum(p.secretion_basal + y, 0.0) + p.secretion_dynamic * rise
+    rates_SP[INSULIN] = (absorption + past_liver(secreted)) / p.vi_l_per_kg - p.ke_per_min * i
     return rates_SP

@@ -8,13 +8,13 @@ Letters: T moments, P people, S states.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 
 from twin.physiology.equilibrium import Equilibrium, equilibrium
 from twin.physiology.habits import Schedule
 from twin.physiology.hovorka import (
-    C,
     D1,
     D2,
     MG_DL_PER_MMOL_L,
@@ -24,6 +24,7 @@ from twin.physiology.hovorka import (
     S1,
     S2,
     Array,
+    C,
     Inputs,
     Subjects,
     derivatives,
@@ -86,16 +87,17 @@ def live(subjects: Subjects, schedule: Schedule, error: SensorError, choices: Ch
         since_bolus_P = np.where(bolus[t] > 0.0, 0, since_bolus_P + 1)
         since_rescue_P = np.where(rescue[t] > 0.0, 0, since_rescue_P + 1)
         states_SP = _taken(states_SP, bolus[t], rescue[t], t, schedule, subjects)
-        inputs = _inputs(t, schedule, subjects)
-        states_SP = advance(lambda x, i=inputs: derivatives(x, subjects, i), states_SP, GRID_MIN, STEP_MIN)
+        rates = partial(derivatives, subjects=subjects, inputs=_inputs(t, schedule, subjects))
+        states_SP = advance(rates, states_SP, GRID_MIN, STEP_MIN)
     return Record(plasma_TP=plasma, sensor_TP=sensor, bolus_u_TP=bolus, rescue_g_TP=rescue)
 
 
 def side_by_side(schedules: list[Schedule]) -> Schedule:
-    """Several groups' schedules as one; its profile is the first one's and no longer of use."""
-    names = [f.name for f in fields(Schedule) if f.name != "profile"]
-    joined = {name: np.concatenate([getattr(s, name) for s in schedules], axis=-1) for name in names}
-    return Schedule(**joined, profile=schedules[0].profile)
+    """Several groups' schedules as one."""
+    names = [f.name for f in fields(Schedule)]
+    return Schedule(
+        **{name: np.concatenate([getattr(s, name) for s in schedules], axis=-1) for name in names}
+    )
 
 
 def _inputs(t: int, schedule: Schedule, subjects: Subjects) -> Inputs:

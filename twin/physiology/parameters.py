@@ -21,12 +21,11 @@ import numpy as np
 
 from twin.errors import DataError
 from twin.physiology.equilibrium import equilibrium
-from twin.physiology.hovorka import MG_DL_PER_MMOL_L, PMOL_PER_MU, Array, Subjects, concatenate
+from twin.physiology.hovorka import MG_DL_PER_MMOL_L, PMOL_PER_MU, Array, Subjects, concatenate, secretion_for
 
 CUT_AT_SD = 1.5
 BASAL_U_KG_DAY = (0.15, 0.63)  # W10, basal insulin requirement 0.35 (0.14) U/kg/day, up to 2 SD
 FASTING_INSULIN_MU_L = (2.0, 40.0)  # ours: people who secrete insulin themselves
-HEPATIC_EXTRACTION = 0.6  # D07, basal extraction HE_b
 MOST_DRAWS = 50
 MINUTES_PER_DAY = 1440.0
 
@@ -88,7 +87,7 @@ TYPE_1: dict[str, Spread] = {
     "renal_threshold_mmol_l": _normal(9.0, 1.5, "W10 table 1"),
     "renal_clearance_per_min": _normal(0.010, 0.025, "W10 table 1", 0.0),
     "ka_int_per_min": _log(0.0933, 0.30, "W10 table 1, ln = -2.372; its spread of 1.09 cut to 0.30: ours"),
-    "fasting_mmol_l": _normal(6.4, 0.6, "ours: fasting 115 mg/dL under therapy"),
+    "fasting_mmol_l": _normal(7.1, 0.8, "ours: 128 mg/dL aimed at by the basal rate"),
     "secretion_dynamic": _uniform(0.0, 0.0, "none in type 1 diabetes"),
     "secretion_static": _uniform(0.0, 0.0, "none in type 1 diabetes"),
     "secretion_per_min": _uniform(0.05, 0.05, "without effect where nothing is secreted"),
@@ -98,8 +97,8 @@ TYPE_1: dict[str, Spread] = {
 def _secreting(
     fasting: Spread, sensitivity: float, dynamic: float, static: float, rate: float, source: str
 ) -> dict[str, Spread]:
-    """Another kind of person; D07's pmol and mg/dL become mU and mmol/L, what the liver leaves."""
-    factor = (1.0 - HEPATIC_EXTRACTION) * MG_DL_PER_MMOL_L / PMOL_PER_MU
+    """Another kind of person; D07's pmol and mg/dL become mU and mmol/L."""
+    factor = MG_DL_PER_MMOL_L / PMOL_PER_MU
     healthy = {
         "sit": _log(sensitivity * 41.8e-4, 0.728, "geometric mean and spread H02; factor ours"),
         "sid": _log(sensitivity * 5.09e-4, 1.170, "geometric mean and spread H02; factor ours"),
@@ -118,7 +117,7 @@ HEALTHY = _secreting(
     _normal(5.0, 0.35, "ADA: below 5.6 mmol/L"), 1.0, 2.30, 0.11, 0.050, "D07 normal; spread ours"
 )
 PREDIABETES = _secreting(
-    _normal(5.8, 0.35, "ADA: 5.6-6.9 mmol/L"), 0.6, 1.51, 0.074, 0.025, "geometric mean of D07; spread ours"
+    _normal(5.8, 0.35, "ADA: 5.6-6.9 mmol/L"), 0.8, 1.51, 0.074, 0.025, "geometric mean of D07; spread ours"
 )
 TYPE_2 = _secreting(
     _normal(7.4, 0.9, "ADA: 7.0 mmol/L and above"), 0.45, 0.99, 0.05, 0.013, "D07 type 2; spread ours"
@@ -156,7 +155,7 @@ def _candidates(kind: dict[str, Spread], count: int, rng: np.random.Generator) -
     subjects = Subjects(**values, secretion_basal=np.zeros(count))
     if not np.any(subjects.secretion_static):
         return subjects
-    return replace(subjects, secretion_basal=equilibrium(subjects).supply_P)
+    return replace(subjects, secretion_basal=secretion_for(equilibrium(subjects).supply_P))
 
 
 def _plausible(subjects: Subjects) -> np.ndarray:

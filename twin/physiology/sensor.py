@@ -42,7 +42,8 @@ class Sensor:
         noise: additive noises (mg/dL), each drawn every `noise_step_min` minutes.
         noise_step_min: 5, or 15 with linear interpolation between.
         johnson: lambda, xi, gamma, delta of an unbounded Johnson transform of the noise.
-        gain, offset_mg_dl: polynomials in the days since insertion.
+        gain, offset_mg_dl: polynomials in the days since insertion or calibration.
+        calibration_days: time between calibrations by the user; None for none after insertion.
         gain_sd: between single sensors (our assumption).
         session_days: life of a sensor.
         warm_up_min: minutes without values after insertion.
@@ -53,6 +54,7 @@ class Sensor:
     johnson: tuple[float, float, float, float] | None = None
     gain: tuple[float, float, float] = (1.0, 0.0, 0.0)
     offset_mg_dl: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    calibration_days: float | None = None
     gain_sd: float = 0.03
     session_days: float = 10.0
     warm_up_min: float = 120.0
@@ -70,6 +72,7 @@ G5 = Sensor(
     noise=(Noise(coefficients=(1.27, -0.42), variance=7.64),),
     gain=(1.04, 0.02, 0.0),
     offset_mg_dl=(-8.75, 0.0, 0.0),
+    calibration_days=0.5,
     session_days=7.0,
 )
 NAVIGATOR = Sensor(
@@ -110,8 +113,9 @@ def draw_error(
         rng: the only source of chance.
     """
     age_days_TP, fresh_TP = _age(sensor, shape_TP, rng)
-    gain_TP = _polynomial(sensor.gain, age_days_TP) + _per_session(fresh_TP, sensor.gain_sd, rng)
-    offset_TP = _polynomial(sensor.offset_mg_dl, age_days_TP) + draw_noise(sensor, shape_TP, rng)
+    drift_days_TP = age_days_TP if sensor.calibration_days is None else age_days_TP % sensor.calibration_days
+    gain_TP = _polynomial(sensor.gain, drift_days_TP) + _per_session(fresh_TP, sensor.gain_sd, rng)
+    offset_TP = _polynomial(sensor.offset_mg_dl, drift_days_TP) + draw_noise(sensor, shape_TP, rng)
     warming_TP = age_days_TP * MINUTES_PER_DAY < sensor.warm_up_min
     lost_TP = draw_gaps(shape_TP, gaps_per_day, gap_min, rng)
     return SensorError(gain_TP=gain_TP, offset_TP=scale * offset_TP, missing_TP=warming_TP | lost_TP)
@@ -163,7 +167,7 @@ def _age(
 
 def _per_session(fresh_TP: NDArray[np.bool_], sd: float, rng: np.random.Generator) -> Array:
     """One normal value per sensor and person, constant while the sensor lives."""
-    session_TP = np.cumsum(fresh_TP, axis=0)
+    session_TP: NDArray[np.int64] = np.cumsum(fresh_TP, axis=0, dtype=np.int64)
     drawn_KP = rng.normal(0.0, sd, (int(session_TP.max()) + 1, fresh_TP.shape[1]))
     return np.asarray(np.take_along_axis(drawn_KP, session_TP, axis=0))
 

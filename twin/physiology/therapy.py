@@ -7,6 +7,7 @@ people and all doses in one batch. Letters: P people, L doses of the ladder, S s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -52,9 +53,7 @@ def titrate(subjects: Subjects) -> Therapy:
     """The therapy that returns P people with type 1 diabetes to their fasting glucose."""
     steady = equilibrium(subjects)
     basal_u_h = steady.supply_P * subjects.weight_kg * 60.0 / MU_PER_U
-    return Therapy(
-        basal_u_h=basal_u_h, ratio_g_u=_ratio(subjects), correction_mg_dl_u=_correction(subjects)
-    )
+    return Therapy(basal_u_h=basal_u_h, ratio_g_u=_ratio(subjects), correction_mg_dl_u=_correction(subjects))
 
 
 def _ratio(subjects: Subjects) -> Array:
@@ -81,7 +80,7 @@ def _outcome(subjects: Subjects, meal_g: float, doses_LP: Array, after_min: floa
     states = steady.states_SP.copy()
     states[D1] += people.ag * meal_g * MMOL_PER_G_GLUCOSE / people.weight_kg
     states[S1] += doses_LP.ravel() * MU_PER_U / people.weight_kg
-    states = advance(lambda x: derivatives(x, people, inputs), states, after_min, STEP_MIN)
+    states = advance(partial(derivatives, subjects=people, inputs=inputs), states, after_min, STEP_MIN)
     change = states[Q1] / people.vg_l_per_kg - people.fasting_mmol_l
     return np.asarray(change * MG_DL_PER_MMOL_L).reshape(rungs, count)
 
