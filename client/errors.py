@@ -9,15 +9,20 @@ from conf.errors import TwinwardError
 CODES: Final = (
     "base_mismatch",
     "budget_exhausted",
+    "internal_error",
     "ledger_unreadable",
     "malformed",
     "plan_differs",
     "plan_unknown",
     "release_differs",
+    "release_refused",
     "round_repeated_on_other_base",
     "round_unknown",
+    "site_absent",
     "steps_exceeded",
+    "terms_refused",
     "too_few_patients",
+    "training_failed",
 )
 """All codes: fixed words, so that a refusal tells a coordinator what to do and nothing about a patient."""
 

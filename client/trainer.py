@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,20 +30,6 @@ from twin.tasks.protocol import Examples, Task
 WINDOWS_AT_ONCE = 65_536
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """The update, and what the egress gate needs to judge it.
-
-    Attributes:
-        update: new minus old parameters, float32, of the trainable arrays only.
-        norm_bound: what the L2 norm of the update exceeds with a probability below 1e-20 if the
-            step was clipped and noised as the terms say; None where no bound follows.
-    """
-
-    update: Arrays
-    norm_bound: float | None
-
-
 def train(
     *,
     model: nn.Module,
@@ -55,7 +40,7 @@ def train(
     strategy: Strategy,
     declared: int,
     stream: NoiseStream,
-) -> Trained:
+) -> Arrays:
     """The site's update after `strategy.local_steps` steps from the model `state`.
 
     Args:
@@ -75,11 +60,10 @@ def train(
         part = examples if chosen is None else examples.at(chosen)
         gradient = _gradient(model, part, task, terms, declared, stream.child(f"noise {step}"))
         _step(model, start, gradient, strategy)
-    update = {
+    return {
         name: (value.detach() - start[name]).cpu().numpy().astype(np.float32)
         for name, value in trainable(model).items()
     }
-    return Trained(update=update, norm_bound=_norm_bound(start, examples, terms, strategy, declared))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -142,18 +126,20 @@ def _step(
             parameter.sub_(strategy.learning_rate * (gradient[name].to(parameter.dtype) + pull))
 
 
-def _norm_bound(
-    start: Mapping[str, Tensor], examples: Examples, terms: Terms, strategy: Strategy, declared: int
-) -> float | None:
-    """Steps add up: each is at most clip_norm per patient plus the noise.
+def norm_bound(*, size: int, patients: int, declared: int, terms: Terms, strategy: Strategy) -> float | None:
+    """What the L2 norm of an update exceeds with a probability below 1e-20 if it was made as agreed.
 
-    The norm of k standard normal numbers exceeds sqrt(k) + 10 with a probability below 2e-22
-    (Gaussian concentration of a 1-Lipschitz function); the bound has 1 % of room for rounding.
+    Steps add up: each is at most clip_norm per patient plus the noise. The norm of k standard normal
+    numbers exceeds sqrt(k) + 10 with a probability below 2e-22 (Gaussian concentration of a
+    1-Lipschitz function); the bound has 1 % of room for rounding. None where no bound follows:
+    without privacy, or with a proximal pull that overshoots.
+
+    Args:
+        size: numbers in an update. patients: of the site that train. declared: in the plan.
     """
     mu = strategy.proximal_mu if strategy.name == "fedprox" else 0.0
     if not terms.private or mu * strategy.learning_rate > 1.0:
         return None
-    size = float(sum(value.numel() for value in start.values()))
     noise = terms.noise_multiplier * (math.sqrt(size) + 10.0)
-    per_step = terms.clip_norm * (len(examples.patients) + noise) / (terms.sampling_rate * declared)
+    per_step = terms.clip_norm * (patients + noise) / (terms.sampling_rate * declared)
     return 1.01 * strategy.local_steps * strategy.learning_rate * per_step

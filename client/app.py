@@ -1,0 +1,123 @@
+"""The hospital's Flower app: takes a plan, and answers its rounds with private updates.
+
+Terms, ledger and egress gate are inside the app, so no runtime goes round them. No metric leaves
+during training: a round's answer is the update and nothing else.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client import egress
+from client.errors import ClientError
+from client.site import OpenSite, open_site
+from client.trainer import train
+from link.wire import Answer, Round, answer, read_plan_request, read_train_request
+from privacy.accounting import GaussianRelease
+from privacy.noise import NoiseStream
+from trust.digest import Arrays, arrays_from_bytes, arrays_sha256, arrays_to_bytes
+from trust.plan import Plan, from_json
+
+app = ClientApp(mods=[egress.gate])
+
+
+@app.query("declare")
+def declare(message: Message, context: Context) -> Message:
+    """Answers an offered plan with the rounded number of patients, or refuses its terms."""
+    site, plan = open_site(context), from_json(read_plan_request(message.content))
+    check_terms(site, plan)
+    said = Answer(site=site.name, plan=plan.hash, patients=site.declared)
+    return Message(answer(said), reply_to=message)
+
+
+@app.query("accept")
+def accept(message: Message, context: Context) -> Message:
+    """Books a plan with its participants in the site's ledger, once, before any round of it."""
+    site, plan = open_site(context), from_json(read_plan_request(message.content))
+    check_terms(site, plan)
+    check_share(site, plan)
+    site.ledger.open_plan(plan.hash, _release(plan), plan.to_json())
+    return Message(answer(Answer(site=site.name, plan=plan.hash)), reply_to=message)
+
+
+@app.train()
+def train_round(message: Message, context: Context) -> Message:
+    """Answers a round: from the ledger if it was answered before, else trained, cached, then sent."""
+    site = open_site(context)
+    request, model = read_train_request(message.content)
+    plan = from_json(request.plan)
+    check_base(plan, request, model)
+    check_share(site, plan)
+    payload = site.ledger.reserve(plan.hash, request.round, request.base, plan.strategy.local_steps)
+    if payload is None:
+        payload = arrays_to_bytes(_update(site, plan, request, model))
+        site.ledger.complete(plan.hash, request.round, request.base, payload)
+    said = Answer(site=site.name, plan=plan.hash, round=request.round, base=request.base)
+    return Message(answer(said, arrays_from_bytes(payload)), reply_to=message)
+
+
+def check_terms(site: OpenSite, plan: Plan) -> None:
+    """Refuses a plan that is not what this site would run.
+
+    Raises:
+        ClientError: terms_refused or too_few_patients.
+    """
+    config, terms = site.config, plan.terms
+    private = config.privacy.name != "none"
+    if (plan.task, plan.model) != (config.task, config.model):
+        raise ClientError("terms_refused", "The plan's task or model is not the one that this site runs.")
+    if private and not terms.private:
+        raise ClientError("terms_refused", "The plan has no privacy; this site requires it (privacy.name).")
+    if private and terms.delta > config.privacy.delta:
+        raise ClientError("terms_refused", "The plan's delta is above this site's (privacy.delta).")
+    if site.patients < config.privacy.minimum_patients:
+        raise ClientError(
+            "too_few_patients",
+            f"Fewer patients can train than the least of {config.privacy.minimum_patients}"
+            " (privacy.minimum_patients).",
+        )
+
+
+def check_share(site: OpenSite, plan: Plan) -> None:
+    """Refuses a plan in which this site is absent, or stands with another number of patients.
+
+    Raises:
+        ClientError: terms_refused. A smaller number would divide less and so amplify each patient;
+            a greater one would give the site more weight than it declared.
+    """
+    if site.name not in plan.sites or plan.patients_of(site.name) != site.declared:
+        raise ClientError("terms_refused", "The plan does not name this site with the patients it declared.")
+
+
+def check_base(plan: Plan, request: Round, model: Arrays) -> None:
+    """Refuses a round that the plan does not have, or a model that is not the one it names.
+
+    Raises:
+        ClientError: round_unknown or base_mismatch.
+    """
+    if not 1 <= request.round <= plan.rounds:
+        raise ClientError("round_unknown", f"The plan has rounds 1 to {plan.rounds}; {request.round} came.")
+    if arrays_sha256(model) != request.base or (request.round == 1 and request.base != plan.base_sha256):
+        raise ClientError("base_mismatch", "The model that came is not the one that the request names.")
+
+
+def _release(plan: Plan) -> GaussianRelease:
+    terms = plan.terms
+    return GaussianRelease(
+        noise_multiplier=terms.noise_multiplier, sampling_rate=terms.sampling_rate, steps=terms.steps
+    )
+
+
+def _update(site: OpenSite, plan: Plan, request: Round, model: Arrays) -> Arrays:
+    context = f"plan {plan.hash} round {request.round} base {request.base}"
+    return train(
+        model=site.model,
+        state=model,
+        examples=site.examples,
+        task=site.task,
+        terms=plan.terms,
+        strategy=plan.strategy,
+        declared=plan.patients_of(site.name),
+        stream=NoiseStream(site.secret, context.encode()),
+    )

@@ -1,0 +1,161 @@
+"""The one gate through which everything passes that leaves a site, whatever runtime calls the app.
+
+It is a mod of the ClientApp: it calls the handler, and what goes out is not what the handler made
+but what the gate could check and wrote anew. So nothing leaves in a field that nobody looked at.
+
+1. Errors: an exception becomes one code of `client.errors.CODES`. Its text stays at the site.
+2. Names: site, plan, round and base in an answer are those of the site and of the request.
+3. Patients: only in the answer to `declare`, only as a rounded number.
+4. Updates: only in the answer to `train`; exactly the arrays of the site's own model, float32,
+   finite, and within the norm that clipping and noise can give.
+
+What it is not: it cannot see whether noise was added. That the trainer does so is the trainer's
+tests and the audit's matter.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from client.errors import ClientError
+from client.site import OpenSite, open_site
+from client.trainer import norm_bound
+from conf.errors import TwinwardError
+from link.errors import LinkError
+from link.wire import DECLARE, TRAIN, Answer, answer, read_answer, read_plan_request, read_train_request
+from privacy.errors import PrivacyError
+from trust.digest import Arrays
+from trust.errors import TrustError
+from trust.plan import PATIENTS_STEP, Plan, from_json
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an answer may say.
+
+    Attributes:
+        expected: the answer's names; its patients and error are 0 and empty.
+        declares: whether a number of patients may leave.
+        shapes: of the arrays of an update; None if none may leave.
+        norm: greatest L2 norm of the update; None if there is no bound.
+    """
+
+    expected: Answer
+    declares: bool = False
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    norm: float | None = None
+
+
+def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """The reply that leaves: checked and rebuilt, or a code."""
+    nobody = Answer(site="", plan="")
+    limits = Limits(expected=nobody)
+    try:
+        limits = _limits(message, open_site(context))
+        reply = call_next(message, context)
+        content = inspect(reply.content, limits)
+    except Exception as error:  # noqa: BLE001  whatever it is, its text must not leave
+        content = answer(_error_answer(limits.expected, code_of(error)))
+        _log(error, limits.expected.site)
+    return Message(content, reply_to=message)
+
+
+def inspect(content: RecordDict, limits: Limits) -> RecordDict:
+    """The same content, written anew from what was checked.
+
+    Raises:
+        ClientError: release_refused, naming the rule that it breaks and no value.
+    """
+    try:
+        said, update = read_answer(content)
+    except LinkError:
+        raise ClientError("release_refused", "The answer is not of the agreed form.") from None
+    expected = limits.expected
+    if (said.site, said.plan, said.round, said.base) != (
+        expected.site,
+        expected.plan,
+        expected.round,
+        expected.base,
+    ):
+        raise ClientError("release_refused", "The answer names another site, plan, round or base.")
+    if said.error:
+        raise ClientError("release_refused", "Handlers raise ClientError and do not write error codes.")
+    _check_patients(said.patients, limits)
+    _check_update(update, limits)
+    return answer(said, update)
+
+
+def code_of(error: Exception) -> str:
+    """The code under which an exception may be known outside the site."""
+    if isinstance(error, ClientError):
+        return error.code
+    if isinstance(error, PrivacyError):
+        return "training_failed"
+    return "malformed" if isinstance(error, (LinkError, TrustError)) else "internal_error"
+
+
+def _limits(message: Message, site: OpenSite) -> Limits:
+    kind = message.metadata.message_type
+    if kind != TRAIN:
+        plan = from_json(read_plan_request(message.content))
+        return Limits(expected=Answer(site=site.name, plan=plan.hash), declares=kind == DECLARE)
+    request, _ = read_train_request(message.content)
+    plan = from_json(request.plan)
+    names = Answer(site=site.name, plan=plan.hash, round=request.round, base=request.base)
+    return Limits(expected=names, shapes=site.shapes, norm=_norm(site, plan))
+
+
+def _norm(site: OpenSite, plan: Plan) -> float | None:
+    size = sum(int(np.prod(shape)) for shape in site.shapes.values())
+    declared = plan.patients_of(site.name)
+    return norm_bound(
+        size=size, patients=site.patients, declared=declared, terms=plan.terms, strategy=plan.strategy
+    )
+
+
+def _check_patients(patients: int, limits: Limits) -> None:
+    rounded = patients >= PATIENTS_STEP and patients % PATIENTS_STEP == 0
+    if not (rounded if limits.declares else patients == 0):
+        raise ClientError(
+            "release_refused", "Only a rounded number of patients may leave, and only once asked."
+        )
+
+
+def _check_update(update: Arrays | None, limits: Limits) -> None:
+    if (update is None) != (limits.shapes is None):
+        raise ClientError("release_refused", "An update leaves in the answer to a round, and nowhere else.")
+    if update is None or limits.shapes is None:
+        return
+    if {name: array.shape for name, array in update.items()} != dict(limits.shapes):
+        raise ClientError("release_refused", "Names and shapes of the update are not those of the model.")
+    if any(array.dtype != np.float32 for array in update.values()):
+        raise ClientError("release_refused", "The update is not float32 throughout.")
+    if not all(bool(np.isfinite(array).all()) for array in update.values()):
+        raise ClientError("release_refused", "The update is not finite.")
+    norm = float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in update.values())))
+    if limits.norm is not None and norm > limits.norm:
+        raise ClientError("release_refused", "The update is greater than clipping and noise allow.")
+
+
+def _error_answer(expected: Answer, code: str) -> Answer:
+    return Answer(
+        site=expected.site, plan=expected.plan, round=expected.round, base=expected.base, error=code
+    )
+
+
+def _log(error: Exception, site: str) -> None:
+    """To the site's own log: our own errors hold no patient's value; of others, only where they arose."""
+    if isinstance(error, TwinwardError):
+        logger.warning("site %s refused a request: %s", site or "(unknown)", error)
+    else:
+        where = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("site %s failed: %s\n%s", site or "(unknown)", type(error).__name__, where)

@@ -1,0 +1,217 @@
+"""What a ClientApp knows of its own site: windows of the patients that train, secret, ledger, limits.
+
+`open_site` finds the site that a Flower node stands for. In a simulation the node's partition
+number says which of the sites of the configuration it is, and the secret follows from the seed; a
+hospital's own process brings its own data and its own secret, and uses the rest as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import Context
+from torch import nn
+
+from client.errors import ClientError
+from client.ledger import Ledger
+from client.trainer import trainable
+from conf.load import from_json, to_json
+from conf.schema import Config
+from privacy.noise import site_secret_from_seed
+from trust.plan import round_patients
+from twin import connectors, models, tasks
+from twin.splits import Split
+from twin.tasks.protocol import Examples, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSite:
+    """A site at work.
+
+    Attributes:
+        name: under which the federation knows it.
+        config: the site's own settings; a plan that asks for other terms is refused.
+        task, model: as the site's installed code builds them; the model is scratch space.
+        examples: windows of the patients that train and of no others, on the model's device.
+        secret: from which noise and draws follow; never leaves.
+        ledger: of the site's whole life.
+    """
+
+    name: str
+    config: Config
+    task: Task
+    model: nn.Module
+    examples: Examples
+    secret: bytes
+    ledger: Ledger
+
+    @property
+    def patients(self) -> int:
+        """How many patients train; private."""
+        return len(self.examples.patients)
+
+    @property
+    def declared(self) -> int:
+        """How many patients the site says it has: rounded, public, part of the plan."""
+        return round_patients(self.patients)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each array of an update, sorted by name."""
+        return {name: tuple(value.shape) for name, value in trainable(self.model).items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which patients of which sites train in a simulated federation.
+
+    Attributes:
+        split: leaves patients out by fold or draw.
+        left_out: sites that take no part.
+        patients_limit: at most so many training patients at these sites.
+    """
+
+    split: Split = Split()  # noqa: RUF009  frozen, so that one default serves all
+    left_out: tuple[str, ...] = ()
+    patients_limit: tuple[tuple[str, int], ...] = ()
+
+    def to_json(self) -> str:
+        """One line of canonical JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    def training_patients(self, site: str, patients: tuple[str, ...]) -> tuple[str, ...]:
+        """The patients of a site that train, sorted."""
+        limit = dict(self.patients_limit).get(site, self.split.limit)
+        return replace(self.split, limit=limit).training_patients(site, patients)
+
+
+def part_from_json(text: str) -> Part:
+    """The part that `Part.to_json` wrote; an empty text is everybody."""
+    if not text:
+        return Part()
+    data = json.loads(text)
+    return Part(
+        split=Split(**data["split"]),
+        left_out=tuple(data["left_out"]),
+        patients_limit=tuple((str(site), int(limit)) for site, limit in data["patients_limit"]),
+    )
+
+
+def site_names(config: Config) -> tuple[str, ...]:
+    """Names of all sites of a configuration, sorted; a node's partition number counts in them."""
+    return tuple(sorted(_data(_data_key(config))[1]))
+
+
+def site_examples(config: Config, site: str) -> Examples:
+    """All windows of a site, of every patient. Cached in this process; do not change it in place."""
+    return _data(_data_key(config))[1][site]
+
+
+def training_examples(config: Config, site: str, part: Part) -> Examples:
+    """The windows of a site's training patients, with `patients` naming those patients alone."""
+    examples = site_examples(config, site)
+    chosen = part.training_patients(site, examples.patients)
+    place_P = np.full(len(examples.patients), -1, np.int64)
+    place_P[np.searchsorted(np.array(examples.patients), np.array(chosen))] = np.arange(len(chosen))
+    place_N = torch.from_numpy(place_P)[examples.patient_N]
+    kept = examples.at(torch.nonzero(place_N >= 0).squeeze(1))
+    return replace(kept, patient_N=place_N[place_N >= 0], patients=chosen)
+
+
+def ledger_path(directory: Path, site: str) -> Path:
+    """Where a simulated site keeps its ledger."""
+    return directory / "sites" / site / "ledger.sqlite"
+
+
+def open_ledger(config: Config, directory: Path, site: str) -> Ledger:
+    """The ledger of a simulated site, whose ceiling is what the run may cost."""
+    ceiling = config.privacy.epsilon if config.privacy.name != "none" else None
+    return Ledger(ledger_path(directory, site), ceiling_epsilon=ceiling, delta=config.privacy.delta)
+
+
+def open_site(context: Context) -> OpenSite:
+    """The site that a node stands for; kept open for the next message of the same run.
+
+    Raises:
+        ClientError: site_absent, if the node stands for no site, or for one that takes no part.
+    """
+    settings = {name: str(context.run_config.get(name, "")) for name in ("config", "part", "directory")}
+    key = (threading.get_ident(), settings["config"], settings["part"], settings["directory"])
+    if _OPEN.key != key:
+        close_sites()
+        _OPEN.key = key
+    partition = int(context.node_config.get("partition-id", -1))
+    if partition not in _OPEN.sites:
+        _OPEN.sites[partition] = _simulated_site(partition, **settings)
+    return _OPEN.sites[partition]
+
+
+def close_sites() -> None:
+    """Closes the ledgers of the sites that this process holds open, and lets go of their data."""
+    for site in _OPEN.sites.values():
+        site.ledger.close()
+    _OPEN.sites.clear()
+    _OPEN.key = None
+
+
+class _Open:
+    """The sites of the run that this process works for; another run's are closed first."""
+
+    def __init__(self) -> None:
+        self.key: tuple[int, str, str, str] | None = None
+        self.sites: dict[int, OpenSite] = {}
+
+
+_OPEN = _Open()
+
+
+def _simulated_site(partition: int, *, config: str, part: str, directory: str) -> OpenSite:
+    settings, share, home = from_json(config or "{}"), part_from_json(part), Path(directory)
+    if not home.is_absolute():
+        raise ClientError("site_absent", "Expected an absolute path in the run configuration's `directory`.")
+    names = site_names(settings)
+    if not 0 <= partition < len(names) or names[partition] in share.left_out:
+        raise ClientError("site_absent", f"No site takes part as number {partition}; there are {len(names)}.")
+    name = names[partition]
+    task = _data(_data_key(settings))[0]
+    device = _device(settings)
+    return OpenSite(
+        name=name,
+        config=settings,
+        task=task,
+        model=models.build(settings.model, task).to(device),
+        examples=_on_device(training_examples(settings, name, share), device),
+        secret=site_secret_from_seed(settings.seed, name),
+        ledger=open_ledger(settings, home, name),
+    )
+
+
+def _data_key(config: Config) -> str:
+    """What windows depend on, and nothing else, so that folds and models share them."""
+    return to_json(
+        replace(Config(), data=config.data, task=config.task, sites=config.sites, seed=config.seed)
+    )
+
+
+@lru_cache(maxsize=2)
+def _data(key: str) -> tuple[Task, dict[str, Examples]]:
+    config = from_json(key)
+    task = tasks.build(config.task)
+    return task, {site.name: task.examples(site) for site in connectors.open_sites(config)}
+
+
+def _device(config: Config) -> torch.device:
+    if config.engine.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.engine.device)
+
+
+def _on_device(examples: Examples, device: torch.device) -> Examples:
+    names = ("series_NTC", "static_NS", "anchor_N", "target_NH", "observed_NH", "patient_N", "time_us_N")
+    return replace(examples, **{name: getattr(examples, name).to(device) for name in names})
