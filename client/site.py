@@ -118,7 +118,8 @@ def training_examples(config: Config, site: str, part: Part) -> Examples:
     examples = site_examples(config, site)
     chosen = part.training_patients(site, examples.patients)
     place_P = np.full(len(examples.patients), -1, np.int64)
-    place_P[np.searchsorted(np.array(examples.patients), np.array(chosen))] = np.arange(len(chosen))
+    place = {patient: number for number, patient in enumerate(examples.patients)}
+    place_P[[place[patient] for patient in chosen]] = np.arange(len(chosen))
     place_N = torch.from_numpy(place_P)[examples.patient_N]
     kept = examples.at(torch.nonzero(place_N >= 0).squeeze(1))
     return replace(kept, patient_N=place_N[place_N >= 0], patients=chosen)

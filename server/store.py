@@ -206,6 +206,11 @@ class Store:
         ).fetchall()
         return {str(site): self.arrays(str(digest)) for site, digest in rows}
 
+    def reply_bytes(self, number: int) -> dict[str, int]:
+        """The size of each admitted update of a round, by site."""
+        query = "SELECT site, LENGTH(data) FROM reply JOIN blob USING (sha256) WHERE round = ? ORDER BY site"
+        return {str(site): int(size) for site, size in self._db.execute(query, (number,))}
+
     def refuse(self, number: int, site: str, reason: str) -> None:
         """Records an answer that was not admitted; site is empty if it is not known."""
         with self._write() as db:

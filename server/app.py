@@ -1,0 +1,150 @@
+"""The coordinator's Flower app: offers a plan, takes the census, runs the rounds.
+
+It runs over whatever grid it is given, and keeps everything in one file in `directory`: called
+again on the same directory it goes on where it was, and costs nothing once it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import strategies
+from conf.load import from_json
+from conf.schema import Config, Privacy
+from privacy.accounting import GaussianRelease, calibrate, epsilon
+from server.census import take_census
+from server.errors import ServerError
+from server.rounds import OnRound, Rounds, trainable_shapes
+from server.store import Store
+from trust.digest import arrays_sha256, sha256
+from trust.plan import Plan, Terms
+from twin import models, prior, tasks
+
+app = ServerApp()
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+_on_round: ContextVar[OnRound | None] = ContextVar("on_round", default=None)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs, or continues, the federation that the run configuration describes."""
+    config, part = (
+        from_json(str(context.run_config.get("config") or "{}")),
+        str(context.run_config.get("part", "")),
+    )
+    directory = Path(str(context.run_config.get("directory", "")))
+    if not directory.is_absolute():
+        raise ServerError("Expected an absolute path in the run configuration's `directory`.")
+    with Store(store_path(directory)) as store:
+        digest = coordinate(grid, store, config, part)
+    logger.info("federation complete: model %s", digest)
+
+
+@contextmanager
+def listening(on_round: OnRound | None) -> Iterator[None]:
+    """Within it, `on_round` is told every round that the app commits in this thread."""
+    token = _on_round.set(on_round)
+    try:
+        yield
+    finally:
+        _on_round.reset(token)
+
+
+def store_path(directory: Path) -> Path:
+    """The coordinator's file of the federation in `directory`."""
+    return directory / "coordinator.sqlite"
+
+
+def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
+    """The SHA-256 of the final model.
+
+    Raises:
+        ServerError: the store is of other settings, or no site takes part, or a round got no update.
+    """
+    settings = settings_of(config, part)
+    offer = store.offer()
+    if offer is None:
+        model = prior.initial_state(config)
+        offer = make_offer(config, part, model)
+        store.begin(offer, settings, model)
+    elif store.fact("settings") != settings:
+        raise ServerError("Expected the settings with which this federation began; choose another directory.")
+    final = store.fact("final")
+    if final is not None:
+        return final
+    nodes = take_census(grid, store, offer)
+    plan = store.plan()
+    if plan is None:
+        raise ServerError("Expected a plan after the census; the coordinator's file is damaged.")
+    rounds = Rounds(
+        grid=grid,
+        store=store,
+        plan=plan,
+        rule=strategies.build(plan.strategy),
+        nodes=nodes,
+        shapes=trainable_shapes(store.arrays(plan.base_sha256), _trainable(plan)),
+        on_round=_on_round.get(),
+    )
+    return rounds.run()
+
+
+def settings_of(config: Config, part: str) -> str:
+    """What a federation's result depends on; nothing about reports, folders or evaluation."""
+    offer = {"task": vars(config.task), "model": vars(config.model), "strategy": vars(config.strategy)}
+    rest = {"privacy": vars(config.privacy), "data": vars(config.data), "sites": config.sites}
+    whole = offer | rest | {"rounds": config.rounds, "seed": config.seed, "part": part}
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"))
+
+
+def make_offer(config: Config, part: str, model: Mapping[str, np.ndarray]) -> Plan:
+    """The plan without participants that a configuration describes."""
+    return Plan(
+        purpose=sha256(settings_of(config, part).encode()),
+        task=config.task,
+        model=config.model,
+        strategy=config.strategy,
+        terms=terms_of(config.privacy, config.rounds * config.strategy.local_steps),
+        rounds=config.rounds,
+        base_sha256=arrays_sha256(model),
+    )
+
+
+def terms_of(privacy: Privacy, steps: int) -> Terms:
+    """The privacy terms of a plan: noise as given, or the least that keeps epsilon over all steps.
+
+    Raises:
+        ServerError: privacy is on and neither a noise multiplier nor an epsilon is given.
+    """
+    private = privacy.name != "none"
+    noise = privacy.noise_multiplier if private else 0.0
+    if noise is None:
+        if privacy.epsilon is None:
+            raise ServerError("Expected privacy.noise_multiplier or privacy.epsilon; neither is given.")
+        noise = calibrate(privacy.epsilon, privacy.delta, privacy.sampling_rate, steps)
+    release = GaussianRelease(noise_multiplier=noise, sampling_rate=privacy.sampling_rate, steps=steps)
+    return Terms(
+        private=private,
+        noise_multiplier=float(noise),
+        clip_norm=float(privacy.clip_norm),
+        sampling_rate=float(privacy.sampling_rate),
+        windows_per_patient=privacy.windows_per_patient,
+        steps=steps,
+        epsilon=epsilon([release], privacy.delta) if private else None,
+        delta=float(privacy.delta),
+    )
+
+
+def _trainable(plan: Plan) -> list[str]:
+    network = models.build(plan.model, tasks.build(plan.task))
+    return [name for name, value in network.named_parameters() if value.requires_grad]

@@ -1,0 +1,232 @@
+"""A whole federation in this process, over the same apps that run in a network.
+
+Each federation has a directory with the coordinator's file and one ledger per site. Called again on
+a directory it continues the run that it finds there; a finished one is read and not trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+
+import client.app
+import server.app
+from client.site import Part, close_sites, open_ledger, site_names, training_examples
+from conf.load import to_json
+from conf.schema import Config
+from link.flower import COORDINATOR_NODE_ID, RUN_ID
+from link.local import LocalGrid
+from server.errors import ServerError
+from server.store import Store
+from trust.digest import Arrays, arrays_from_bytes
+from twin.splits import Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteResult:
+    """What became of one site.
+
+    Attributes:
+        patients: that trained, exactly; a simulation may know it. 0 if the site refused.
+        declared: the rounded number in the plan; 0 if the site refused.
+        train_windows: windows of the patients that trained; 0 if the site refused.
+        epsilon: what the site's ledger says was spent at `delta`; None without privacy, 0.0 if the
+            site took no plan.
+        refused: code under which it does not take part; None if it does.
+    """
+
+    patients: int
+    declared: int
+    train_windows: int
+    epsilon: float | None
+    delta: float
+    refused: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """One committed round; `model_sha256` opens its model with `FederationResult.model_after`."""
+
+    number: int
+    participants: int
+    refused: tuple[tuple[str, str], ...]
+    step_norm: float
+    bytes_down: int
+    bytes_up: int
+    model_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationResult:
+    """A finished federation.
+
+    Attributes:
+        model: the final global model, parameters and buffers by name, float32.
+        sha256: of its canonical bytes, `trust.digest.arrays_to_bytes(model)`, which are safetensors.
+        rounds_committed: how many rounds were run over all calls.
+        rounds: each of them.
+        sites: by name, every site of the configuration that was not left out.
+        noise_multiplier: of the plan; 0 without privacy.
+        plan_sha256: hash of the plan.
+        bytes: models and updates that travelled in committed rounds.
+    """
+
+    model: Arrays
+    sha256: str
+    rounds_committed: int
+    rounds: tuple[RoundResult, ...]
+    sites: dict[str, SiteResult]
+    noise_multiplier: float
+    plan_sha256: str
+    bytes: int
+    directory: Path
+
+    def model_after(self, number: int) -> Arrays:
+        """The global model after a round, read from disk; 0 is the model from which all started."""
+        with Store(server.app.store_path(self.directory)) as store:
+            plan = store.plan()
+            if number == 0 and plan is not None:
+                return store.arrays(plan.base_sha256)
+            return store.arrays(str(store.round(number).model))
+
+
+def run_federation(
+    config: Config,
+    *,
+    directory: Path,
+    split: Split | None = None,
+    left_out: tuple[str, ...] = (),
+    patients_limit: Mapping[str, int] | None = None,
+    on_round: Callable[[int, Arrays], None] | None = None,
+) -> FederationResult:
+    """Trains one global model over the sites of a configuration, or continues, or reads it.
+
+    Args:
+        directory: of this federation alone; made if it is not there.
+        split: which patients train; None is all of them.
+        left_out: sites that take no part.
+        patients_limit: at most so many training patients at these sites.
+        on_round: told the number and the model of each round that this call commits.
+
+    Raises:
+        ServerError: no site takes part, or the directory holds a federation of other settings.
+    """
+    home = directory.absolute()
+    part = Part(
+        split=split or Split(),
+        left_out=tuple(sorted(left_out)),
+        patients_limit=tuple(sorted((patients_limit or {}).items())),
+    )
+    if not _finished(config, home, part):
+        _run(config, home, part, on_round)
+    return _read(config, home, part)
+
+
+def run_config(config: Config, directory: Path, part: Part) -> dict[str, str | int | float | bool]:
+    """The flat run configuration that both apps read, in this process or in a Flower run."""
+    return {"config": to_json(config), "part": part.to_json(), "directory": str(directory)}
+
+
+def _run(config: Config, directory: Path, part: Part, on_round: Callable[[int, Arrays], None] | None) -> None:
+    settings = run_config(config, directory, part)
+    names = site_names(config)
+    unknown = sorted(set(part.left_out) - set(names))
+    if unknown:
+        raise ServerError(f"Expected left_out to name sites of the configuration; {unknown} are none.")
+    taking_part = [number for number, name in enumerate(names) if name not in part.left_out]
+    grid = LocalGrid(client.app.app, settings, taking_part)
+    context = Context(
+        run_id=RUN_ID,
+        node_id=COORDINATOR_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(settings),
+    )
+    try:
+        with server.app.listening(on_round):
+            server.app.app(grid, context)
+    finally:
+        close_sites()
+
+
+def _finished(config: Config, directory: Path, part: Part) -> bool:
+    path = server.app.store_path(directory)
+    if not path.exists():
+        return False
+    with Store(path) as store:
+        if store.fact("settings") not in (None, server.app.settings_of(config, part.to_json())):
+            raise ServerError(
+                f"Expected in {directory} a federation of these settings; it is of others. Choose another."
+            )
+        return store.fact("final") is not None
+
+
+def _read(config: Config, directory: Path, part: Part) -> FederationResult:
+    with Store(server.app.store_path(directory)) as store:
+        plan, final = store.plan(), store.fact("final")
+        if plan is None or final is None:
+            raise ServerError(f"Expected a finished federation in {directory}; it is not finished.")
+        sites = store.sites()
+        rounds = _rounds(store)
+        data = store.data(final)
+    return FederationResult(
+        model=arrays_from_bytes(data),
+        sha256=final,
+        rounds_committed=len(rounds),
+        rounds=rounds,
+        sites={name: _site(config, directory, part, name, *entry) for name, entry in sites.items()},
+        noise_multiplier=plan.terms.noise_multiplier,
+        plan_sha256=plan.hash,
+        bytes=sum(entry.bytes_down + entry.bytes_up for entry in rounds),
+        directory=directory,
+    )
+
+
+def _rounds(store: Store) -> tuple[RoundResult, ...]:
+    refusals = store.refusals()
+    asked = sum(1 for _, code in store.sites().values() if not code)
+    results = []
+    for row in store.rounds():
+        if row.state != "committed":
+            continue
+        replies = store.reply_bytes(row.number)
+        results.append(
+            RoundResult(
+                number=row.number,
+                participants=len(replies),
+                refused=tuple((site, reason) for number, site, reason in refusals if number == row.number),
+                step_norm=row.diagnostics["step_norm"],
+                bytes_down=asked * len(store.data(row.base)),
+                bytes_up=sum(replies.values()),
+                model_sha256=str(row.model),
+            )
+        )
+    return tuple(results)
+
+
+def _site(config: Config, directory: Path, part: Part, name: str, declared: int, code: str) -> SiteResult:
+    private = config.privacy.name != "none"
+    if code:
+        spent = 0.0 if private else None
+        return SiteResult(
+            patients=0,
+            declared=0,
+            train_windows=0,
+            epsilon=spent,
+            delta=config.privacy.delta,
+            refused=code,
+        )
+    examples = training_examples(config, name, part)
+    with open_ledger(config, directory, name) as ledger:
+        epsilon = ledger.spent() if private else None
+    return SiteResult(
+        patients=len(examples.patients),
+        declared=declared,
+        train_windows=len(examples),
+        epsilon=epsilon,
+        delta=config.privacy.delta,
+        refused=None,
+    )
