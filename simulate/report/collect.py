@@ -52,11 +52,11 @@ def pairs_of(
         most: points of one site.
     """
     column = horizons_min.index(horizon_min)
-    pairs = []
+    pairs: list[Pairs] = []
     for site, forecast in forecasts.items():
         if forecast is None:
             continue
-        seen_K = np.flatnonzero(forecast.observed_NH[:, column])
+        seen_K = np.flatnonzero(forecast.observed_NH[:, column] & np.isfinite(forecast.middle_NH[:, column]))
         if len(seen_K) > most:
             seen_K = np.sort(generator.choice(seen_K, size=most, replace=False))
         pairs.append(
@@ -110,7 +110,10 @@ def _stretch(forecast: Forecast, patient: int, column: int, hours: float) -> np.
     index = np.flatnonzero(forecast.patient_N == patient)
     since_us = forecast.time_us_N[index].max() - hours * 3.6e9
     index = index[forecast.time_us_N[index] > since_us]
-    return index if forecast.observed_NH[index, column].mean() >= 0.5 else index[:0]
+    said = np.stack([part[index, column] for part in (forecast.low_NH, forecast.middle_NH, forecast.high_NH)])
+    index = index[np.isfinite(said).all(0)]
+    enough = 2.0 * np.count_nonzero(forecast.observed_NH[index, column]) >= len(index)
+    return np.asarray(index if enough else index[:0])
 
 
 def _example(

@@ -96,8 +96,9 @@ class Drawing:
         if not glucose:
             self.text(x, y, f"{value:.{decimals}f}", css, anchor)
             return
-        mark = '<text x="{}" y="{}" class="{}" text-anchor="{}" data-mg="{:.6g}" data-digits="{}">{}</text>'
-        self._add(mark, x, y, css, anchor, value, decimals, glucose_text(value, decimals, self.unit))
+        mark = '<text x="{}" y="{}" class="{}" text-anchor="{}" data-mg="{}" data-digits="{}">{}</text>'
+        shown = glucose_text(value, decimals, self.unit)
+        self._add(mark, x, y, css, anchor, f"{value:.6g}", decimals, shown)
 
     def done(self) -> Markup:
         """The element."""
@@ -107,8 +108,8 @@ class Drawing:
         )
 
     def _add(self, mark: str, *values: object) -> None:
-        shown = (_short(value) if isinstance(value, float) and "{:" not in mark else value for value in values)
-        self.parts.append(Markup(mark).format(*shown))
+        shown = (_short(value) if isinstance(value, float) else value for value in values)
+        self.parts.append(Markup(mark).format(*shown))  # noqa: S704  # every mark is a constant of this file
 
 
 def glucose_text(value_mg_dl: float, decimals: int, unit: str) -> str:

@@ -1,0 +1,23 @@
+"use strict";
+// Numbers of glucose carry mg/dL in data-mg; the button rewrites them and their units.
+const perMmol = 18.016;
+const root = document.documentElement;
+const button = document.getElementById("unit-button");
+function show(unit) {
+  root.dataset.unit = unit;
+  for (const node of document.querySelectorAll("[data-mg]")) {
+    const value = Number(node.dataset.mg), digits = Number(node.dataset.digits);
+    node.textContent = unit === "mmol/L"
+      ? (value / perMmol).toFixed(Math.max(1, digits)) : value.toFixed(digits);
+  }
+  for (const node of document.querySelectorAll(".unit")) node.textContent = unit;
+  button.textContent = unit === "mmol/L" ? "Show mg/dL" : "Show mmol/L";
+}
+if (button) {
+  button.hidden = false;
+  button.addEventListener("click", () => show(root.dataset.unit === "mmol/L" ? "mg/dL" : "mmol/L"));
+}
+// What is folded away on a screen is printed.
+addEventListener("beforeprint", () => {
+  for (const node of document.querySelectorAll("details")) node.open = true;
+});
