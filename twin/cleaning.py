@@ -305,7 +305,7 @@ def _limits(frame: pd.DataFrame, signals: list[str], tally: _Tally, faults: list
                 Fault(
                     what=f"most values of {name} ({outside:,} of {mine_N.sum():,}) lie outside "
                     f"{entry.low:g} to {entry.high:g} {entry.unit}",
-                    fix=f"check the column unit; accepted for {name}: {', '.join(entry.shown)}",
+                    fix=f"check the unit, is another meant? Accepted for {name}: {', '.join(entry.shown)}",
                 )
             )
     return _keep(frame, inside_N)
@@ -328,8 +328,7 @@ def _usual(frame: pd.DataFrame, signals: list[str]) -> Iterable[Fault]:
             yield Fault(
                 what=f"the median of {entry.name} lies outside {entry.usual[0]:g} to {entry.usual[1]:g} "
                 f"{entry.unit}, where that of every hospital lies",
-                fix=f"check the column unit (mmol/L written as mg/dL?); accepted for {entry.name}: "
-                f"{', '.join(entry.shown)}",
+                fix=f"check the unit, is another meant? Accepted for {entry.name}: {', '.join(entry.shown)}",
             )
 
 

@@ -25,6 +25,7 @@ LAYOUT = "expected <root>/<site>/observations.csv (or .csv.gz, .parquet), see do
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 _SITE_NAME = re.compile(r"\w[\w .\-]{0,62}")
 _MOST_SHOWN = 50
+_FILES = frozenset(table + suffix for table in ("observations", "patients") for suffix in SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +103,8 @@ def read_sites(
     problem = _root_problem(root)
     if problem:
         return [problem], []
-    folders = _site_folders(root)
-    problems = _linked_twice(root, folders)
-    if not folders:
+    problems, folders = _linked_once(root, _site_folders(root))
+    if not folders and not problems:
         problems.append(Problem(where=str(root), what="holds no site folder", fix=LAYOUT))
     readings = []
     for folder in folders:
@@ -148,12 +148,14 @@ def _root_problem(root: Path) -> Problem | None:
         link = " (a link that leads nowhere)" if root.is_symlink() else ""
         return Problem(where=where, what=f"does not exist{link}", fix="check data.path")
     if not root.is_dir():
-        return Problem(where=where, what="is a file, expected a folder of site folders", fix=LAYOUT)
+        site = root.resolve().parent
+        fix = f"give {site.parent}" if root.name.lower() in _FILES else LAYOUT
+        return Problem(where=where, what="is a file, expected a folder of site folders", fix=fix)
     try:
         names = {entry.name.lower() for entry in root.iterdir()}
     except OSError as error:
         return Problem(where=where, what=f"cannot be listed ({error.strerror})", fix="check its permissions")
-    if names & {table + suffix for table in ("observations", "patients") for suffix in SUFFIXES}:
+    if names & _FILES:
         return Problem(
             where=where,
             what="is itself a site: it holds observations or patients, expected a folder of site folders",
@@ -166,19 +168,23 @@ def _site_folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] not in "._")
 
 
-def _linked_twice(root: Path, folders: list[Path]) -> list[Problem]:
+def _linked_once(root: Path, folders: list[Path]) -> tuple[list[Problem], list[Path]]:
+    """(links that lead twice to one place, the folders without them)."""
+    parents = {root.resolve(), *root.resolve().parents}
     first: dict[Path, str] = {}
     problems = []
     for folder in folders:
-        other = first.setdefault(folder.resolve(), folder.name)
-        if other != folder.name:
-            what = f"is the same folder as {other}; its patients would count twice"
-            problems.append(Problem(where=folder.name, what=what, fix="remove one of the two links"))
-        elif folder.resolve() in (root.resolve(), *root.resolve().parents):
+        target = folder.resolve()
+        if target in parents:
             problems.append(
                 Problem(where=folder.name, what="is a link back to its parent", fix="remove the link")
             )
-    return problems
+        elif target in first:
+            what = f"is the same folder as {first[target]}; its patients would count twice"
+            problems.append(Problem(where=folder.name, what=what, fix="remove one of the two links"))
+        else:
+            first[target] = folder.name
+    return problems, [folder for folder in folders if folder.name in first.values()]
 
 
 def _too_high(root: Path, folders: list[Path]) -> list[Problem]:
@@ -195,7 +201,7 @@ def _find(folder: Path, table: str, notes: _Notes) -> Path | None:
     files = sorted(entry for entry in folder.iterdir() if entry.name.lower() in names)
     if len(files) > 1:
         listed = " and ".join(file.name for file in files)
-        notes.fault("", Fault(what=f"holds {listed}; which one counts?", fix="keep one of them"))
+        notes.fault("", Fault(what=f"holds {listed}, and only one can count", fix="keep one of them"))
     return files[0] if files else None
 
 
@@ -206,7 +212,7 @@ def _near_misses(folder: Path) -> str:
         if entry.is_file()
         and entry.suffix.lower() in {".csv", ".xlsx", ".xls", ".tsv", ".txt", ".json", ".zip", ".gz"}
     ]
-    return f" (but {len(near)} files with other names: {', '.join(sorted(set(near)))})" if near else ""
+    return f" (but files with other names: {', '.join(sorted(set(near)))})" if near else ""
 
 
 def _observations(
@@ -255,7 +261,7 @@ def _patients(file: Path | None, notes: _Notes) -> tuple[pd.DataFrame | None, di
     distinct = named.drop_duplicates()
     twice = int(distinct["patient_id"].duplicated().sum())
     if twice:
-        what = f"{twice:,} rows repeat a patient_id with other values"
+        what = f"repeats a patient_id with other values ({twice:,} times)"
         notes.fault(file.name, Fault(what=what, fix="keep one row for each patient"))
     repairs = {
         f"row of {file.name} without patient_id": len(frame) - len(named),
@@ -330,7 +336,9 @@ def _quality(
     if not observed and static is not None:
         kept = len(static)
         return Quality(rows_read=kept + sum(repairs.values()), rows_kept=kept, dropped=repairs)
-    dropped = dict(quality.dropped) | ({"line with too many fields": bad_lines} if bad_lines else {})
+    dropped = dict(quality.dropped) | (
+        {"line with more or fewer fields than the header": bad_lines} if bad_lines else {}
+    )
     return replace(
         quality, rows_read=quality.rows_read + bad_lines, dropped=dropped, fixed=dict(quality.fixed) | repairs
     )

@@ -13,12 +13,15 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from twin.cleaning import Fault
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
+
+_QUOTES = 'check the quotes (") in it'
 _CONVERT = "convert it, for instance: iconv -f WINDOWS-1252 -t UTF-8 OLD.csv > NEW.csv"
 
 
@@ -30,7 +33,7 @@ class Table:
         frame: the columns asked for (or all), names stripped and lower-case, text as text; None if the
             file cannot be used.
         faults: what is wrong with the file as a whole.
-        bad_lines: lines with more fields than the header, which are not in `frame`.
+        bad_lines: lines with more or fewer fields than the header, which are not in `frame`.
         extra: how many other columns the file has.
     """
 
@@ -77,7 +80,8 @@ def _csv(path: Path, required: Sequence[str], whole: bool) -> Table:
     fault = _encoding_fault(data)
     if fault:
         return Table(frame=None, faults=(fault,))
-    header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8-sig", errors="ignore"))), [])
+    data = data.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8", errors="ignore"))), [])
     fault = _header_fault(header, required)
     return Table(frame=None, faults=(fault,)) if fault else _parse(data, header, required, whole)
 
@@ -127,43 +131,37 @@ def _header_fault(header: list[str], required: Sequence[str]) -> Fault | None:
 
 
 def _parse(data: bytes, header: list[str], required: Sequence[str], whole: bool) -> Table:
+    if data.count(b'"') % 2:
+        return _broken("has a quote that never ends", _QUOTES)
     names = [name.strip().lower() for name in header]
+    unique = [name if names.index(name) == place else f"{name}.{place}" for place, name in enumerate(names)]
+    wanted = unique if whole else list(required)
     bad: list[int] = []
-    use = None if whole else [names.index(name) for name in required]
+
+    def count(row: pacsv.InvalidRow) -> str:
+        bad.append(row.actual_columns)
+        return "skip"
+
     try:
-        frame = _read(data, use)
-    except pd.errors.ParserError:
-        try:
-            frame = pd.read_csv(
-                io.BytesIO(data),
-                dtype="str",
-                keep_default_na=False,
-                na_values=[""],
-                encoding="utf-8-sig",
-                engine="python",
-                usecols=use,
-                index_col=False,
-                on_bad_lines=lambda fields: bad.append(len(fields)),
-            )
-        except (pd.errors.ParserError, csv.Error):
-            return _broken(
-                "cannot be split into columns (a quote that never ends?)", 'check the quotes (") in it'
-            )
-    frame.columns = pd.Index([str(name).strip().lower() for name in frame.columns])
-    extra = len(names) - len(required)
-    return Table(frame=frame if whole else frame[list(required)], bad_lines=len(bad), extra=extra)
-
-
-def _read(data: bytes, use: list[int] | None) -> pd.DataFrame:
-    return pd.read_csv(
-        io.BytesIO(data),
-        dtype="str",
-        keep_default_na=False,
-        na_values=[""],
-        encoding="utf-8-sig",
-        usecols=use,
-        index_col=False,
-    )
+        table = pacsv.read_csv(
+            io.BytesIO(data),
+            read_options=pacsv.ReadOptions(column_names=unique, skip_rows=1, use_threads=False),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=count),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(unique, pa.string()),
+                include_columns=wanted,
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if "Empty" not in str(error):
+            return _broken("cannot be split into columns (a quote that never ends?)", _QUOTES)
+        table = pa.table({name: pa.array([], pa.string()) for name in wanted})
+    frame = table.to_pandas().astype("str")
+    if b'"' in data and any(frame[name].str.contains("\n", regex=False).any() for name in required):
+        return _broken("has a cell that runs over several lines", _QUOTES)
+    return Table(frame=frame, bad_lines=len(bad), extra=len(names) - len(required))
 
 
 def _parquet(path: Path, required: Sequence[str], whole: bool) -> Table:
