@@ -149,7 +149,7 @@ def _difference_plot(data: ReportData, metric: str) -> tuple[str, Markup]:
 def _progress(data: ReportData, chosen: Sequence[str]) -> list[tuple[str, list[tuple[str, Markup]]]]:
     """By metric, a chart of every site over the rounds; the headline metrics first, two at most."""
     names = list(dict.fromkeys(row.metric for row in data.rounds))
-    names.sort(key=lambda name: (name not in chosen, names.index(name)))
+    names.sort(key=lambda name: name not in chosen)  # stable: the rest keeps its order
     charts = []
     for metric in names[:2]:
         sites = list(dict.fromkeys(row.site for row in data.rounds if row.metric == metric))
