@@ -182,6 +182,8 @@ def _gradients(
         losses_N = _losses(forward, patient_N)
         yield from _loop(model, losses_N, patient_N, patients)
         return
+    if not keeps_book(model):
+        raise PrivacyError("Book-keeping knows plain Linear and Conv1d layers only. Use method=auto.")
     with Recorder(model) as recorder:
         losses_N = _losses(forward, patient_N)
     weights_N = _window_weights(patient_N, patients, losses_N)

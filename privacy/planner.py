@@ -108,10 +108,8 @@ class PlanReport:
         lines += [self._row(f"{site.patients}", site) for site in self.sites]
         if self.federation is not None:
             lines.append(self._row(f"all {self.federation.patients}", self.federation))
-        lines += ["", f"A site on its own needs at least {self.minimum_patients} patients."]
-        lines.append(
-            "signal/noise is the greatest possible: above 1 is necessary for learning, not sufficient."
-        )
+        lines += ["", f"Patients that a site on its own needs: {self.minimum_patients} or more."]
+        lines.append("signal/noise is the greatest possible; below 1 noise is longer than any signal can be.")
         return "\n".join(lines)
 
     def _row(self, name: str, signal: Signal) -> str:
