@@ -35,7 +35,7 @@ docs: $(STAMP)
 
 wheel: $(STAMP)
 	rm -rf build dist
-	$(VENV)/bin/python -m build --wheel
+	$(VENV)/bin/python -m build --wheel --no-isolation
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -48,6 +48,7 @@ def run(name: str, words: list[str]) -> int:
         steps=config.rounds * config.strategy.local_steps,
         clip_norm=config.privacy.clip_norm,
         parameters=trainable_parameters(config),
+        minimum_patients=config.privacy.minimum_patients,
     )
     print(json.dumps(report.to_dict(), indent=2, allow_nan=False) if args.json else report)
     return 0

@@ -87,11 +87,14 @@ def test_text_from_elsewhere_is_not_interpolated(monkeypatch: pytest.MonkeyPatch
 def test_text_from_elsewhere_tells_every_fault_of_its_form() -> None:
     with pytest.raises(ConfigError) as error:
         from_json('{"rounds": "3", "data": {"nam": "virtual"}, "task": 4, "model": {"name": 3}, "extra": {}}')
-    for said in ("rounds=3", "data.nam: there is no such key; did you mean name?", "task=4", "model.name=3", "extra"):
+    assert "data.nam: there is no such key; did you mean name?" in str(error.value)
+    for said in ("rounds=3", "task=4", "model.name=3", "extra"):
         assert said in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "null", '{"seed": -1}', '{"seed": NaN}', '{"model": {"name": "x"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "null", '{"seed": -1}', '{"seed": NaN}', '{"model": {"name": "x"}}']
+)
 def test_text_that_is_no_configuration_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         from_json(text)

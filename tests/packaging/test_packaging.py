@@ -1,0 +1,90 @@
+"""What is shipped: layers of imports, the wheel's contents, dependencies that are pinned."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES = PROJECT["tool"]["importlinter"]["root_packages"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from what git tracks, so that nothing left over in a folder can hide a gap."""
+    checkout, out = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            (checkout / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(checkout)],
+        capture_output=True,
+        check=True,
+        timeout=300,
+    )
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_imports_point_downwards() -> None:
+    assert lint_imports(str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_the_wheel_holds_every_module_and_every_file_that_they_read(wheel: zipfile.ZipFile) -> None:
+    there = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert there & set(tracked.stdout.splitlines()) <= set(wheel.namelist())
+
+
+def test_the_wheel_holds_nothing_but_the_packages(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+
+
+def test_the_wheel_may_not_be_uploaded_and_brings_the_command(wheel: zipfile.ZipFile) -> None:
+    folder = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
+    metadata = wheel.read(f"{folder}/METADATA").decode()
+    assert "Classifier: Private :: Do Not Upload" in metadata
+    assert "Requires-Dist: flwr==1.41.0" in metadata
+    assert "twinward = cli.main:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+
+
+def test_every_dependency_is_pinned_by_the_constraints() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {_name(line) for line in lines if "==" in line}
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["ray"], "ray"]
+    assert {_name(line) for line in wanted} <= pinned
+    assert all(line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+
+
+def test_every_package_that_is_imported_is_a_dependency() -> None:
+    provided = {"yaml": "pyyaml", "hydra": "hydra-core", "google": "protobuf", "sklearn": "scikit-learn"}
+    imported = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            found = re.findall(r"^\s*(?:from|import) ([a-z_0-9]+)", path.read_text(encoding="utf-8"), re.M)
+            imported |= set(found)
+    foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES)
+    wanted = {_name(line) for line in PROJECT["project"]["dependencies"]}
+    assert {_name(provided.get(name, name)) for name in foreign} <= wanted
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[<>=!;\[ ]", requirement)[0].lower().replace("_", "-")
