@@ -6,8 +6,9 @@ a directory it continues the run that it finds there; a finished one is read and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -177,7 +178,7 @@ def _read(config: Config, directory: Path, part: Part) -> FederationResult:
         sha256=final,
         rounds_committed=len(rounds),
         rounds=rounds,
-        sites={name: _site(config, directory, part, name, *entry) for name, entry in sites.items()},
+        sites=_site_results(config, directory, part, sites),
         noise_multiplier=plan.terms.noise_multiplier,
         plan_sha256=plan.hash,
         bytes=sum(entry.bytes_down + entry.bytes_up for entry in rounds),
@@ -205,6 +206,21 @@ def _rounds(store: Store) -> tuple[RoundResult, ...]:
             )
         )
     return tuple(results)
+
+
+def _site_results(
+    config: Config, directory: Path, part: Part, sites: Mapping[str, tuple[int, str]]
+) -> dict[str, SiteResult]:
+    """What became of each site; kept beside the run, so that reading it needs no patient's data."""
+    path = directory / "sites.json"
+    if path.exists():
+        return {name: SiteResult(**entry) for name, entry in json.loads(path.read_text()).items()}
+    results = {name: _site(config, directory, part, name, *entry) for name, entry in sites.items()}
+    # Written whole or not at all: a name appears only once the bytes are there.
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(json.dumps({name: asdict(entry) for name, entry in results.items()}, indent=1))
+    unfinished.replace(path)
+    return results
 
 
 def _site(config: Config, directory: Path, part: Part, name: str, declared: int, code: str) -> SiteResult:

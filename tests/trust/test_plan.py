@@ -1,0 +1,154 @@
+"""A plan has one canonical form and one hash, survives its own JSON, and refuses what cannot run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conf.schema import Model, Strategy, Task
+from trust.digest import arrays_from_bytes, arrays_sha256, arrays_to_bytes
+from trust.errors import PlanError, TrustError
+from trust.plan import Plan, Terms, from_json, round_patients
+
+TERMS = Terms(
+    private=True,
+    noise_multiplier=4.5,
+    clip_norm=1.0,
+    sampling_rate=0.5,
+    windows_per_patient=64,
+    steps=20,
+    epsilon=8.0,
+    delta=1e-4,
+)
+OFFER = Plan(
+    purpose="test",
+    task=Task(),
+    model=Model(),
+    strategy=Strategy(),
+    terms=TERMS,
+    rounds=20,
+    base_sha256="0" * 64,
+)
+PLAN = OFFER.with_participants({"south": 10, "north": 55})
+
+
+def test_a_plan_read_from_its_json_is_equal_and_has_the_same_hash() -> None:
+    again = from_json(PLAN.to_json())
+    assert again == PLAN
+    assert again.hash == PLAN.hash
+
+
+def test_the_hash_is_the_sha256_of_sorted_compact_json() -> None:
+    data = json.loads(PLAN.to_json())
+    shuffled = dict(reversed(list(data.items())))
+    canonical = json.dumps(shuffled, sort_keys=True, separators=(",", ":"))
+    assert PLAN.hash == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_an_integer_where_a_float_belongs_gives_the_same_hash() -> None:
+    text = PLAN.to_json().replace('"clip_norm":1.0', '"clip_norm":1')
+    assert text != PLAN.to_json()
+    assert from_json(text).hash == PLAN.hash
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(PLAN, purpose="another"),
+        replace(PLAN, terms=replace(TERMS, noise_multiplier=4.500001)),
+        replace(PLAN, strategy=Strategy(learning_rate=0.5)),
+        replace(PLAN, base_sha256="1" * 64),
+        OFFER.with_participants({"south": 15, "north": 55}),
+        OFFER,
+    ],
+)
+def test_whatever_differs_changes_the_hash(other: Plan) -> None:
+    assert other.hash != PLAN.hash
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("version",), 2, "version"),
+        (("rounds",), 21, "terms.steps"),
+        (("terms", "noise_multiplier"), 0.0, "noise_multiplier"),
+        (("terms", "noise_multiplier"), True, "noise_multiplier"),
+        (("terms", "sampling_rate"), 0.0, "sampling_rate"),
+        (("terms", "clip_norm"), "1", "clip_norm"),
+        (("strategy", "weighting"), "loudest", "weighting"),
+        (("participants",), [{"site": "north", "patients": 7}], "multiples of 5"),
+        (("participants",), [{"site": "b", "patients": 5}, {"site": "a", "patients": 5}], "sorted"),
+        (("base_sha256",), "x" * 64, "hexadecimal"),
+        (("surprise",), 1, "unknown keys"),
+        (("terms", "surprise"), 1, "unknown keys"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused_and_says_why(
+    path: tuple[str, ...], value: object, told: str
+) -> None:
+    data = json.loads(PLAN.to_json())
+    target = data
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(PlanError, match=told):
+        from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"version": NaN}'])
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(PlanError):
+        from_json(text)
+
+
+def test_a_number_beyond_float_is_refused() -> None:
+    with pytest.raises(PlanError, match="finite"):
+        from_json(PLAN.to_json().replace('"clip_norm":1.0', '"clip_norm":1e999'))
+
+
+def test_weights_are_shares_of_declared_patients_or_equal() -> None:
+    assert PLAN.weights() == pytest.approx({"north": 55 / 65, "south": 10 / 65})
+    equal = replace(PLAN, strategy=Strategy(weighting="equal"))
+    assert equal.weights() == pytest.approx({"north": 0.5, "south": 0.5})
+
+
+@given(st.integers(min_value=1, max_value=100_000))
+def test_a_declared_number_is_a_multiple_of_five_near_the_true_one(patients: int) -> None:
+    declared = round_patients(patients)
+    assert declared % 5 == 0
+    assert declared >= 5
+    assert abs(declared - patients) <= (2.5 if patients >= 5 else 4)
+
+
+def test_bytes_of_arrays_do_not_depend_on_order_or_memory_layout_and_come_back() -> None:
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.float32(2.5) * np.ones(())
+    one = arrays_to_bytes({"a": a, "b": b.astype(np.float32)})
+    other = arrays_to_bytes({"b": b.astype(np.float32), "a": np.asfortranarray(a)})
+    assert one == other
+    back = arrays_from_bytes(one)
+    assert back["b"].shape == ()
+    np.testing.assert_array_equal(back["a"], a)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"a": np.ones((2, 2), np.float32)},
+        {"b": np.ones((1, 4), np.float32)},
+        {"a": np.ones((1, 4), np.float64)},
+        {"a": np.nextafter(np.ones((1, 4), np.float32), np.float32(2))},
+    ],
+)
+def test_a_hash_changes_with_name_shape_type_and_last_bit(changed: dict[str, np.ndarray]) -> None:
+    assert arrays_sha256(changed) != arrays_sha256({"a": np.ones((1, 4), np.float32)})
+
+
+def test_bytes_that_are_no_arrays_are_refused() -> None:
+    with pytest.raises(TrustError, match="safetensors"):
+        arrays_from_bytes(b"\x80\x04pickle")
