@@ -55,14 +55,14 @@ def dot_plot(dots: Sequence[Dot], title: str, shown: Display, unit: str, *, zero
         zero: draw the line of no difference, and keep it inside.
     """
     glucose = shown.unit in ("mg/dL", "mmol/L")
-    drawing = Drawing(width=560.0, height=ROW * len(dots) + 34.0, title=title, unit=unit)
+    drawing = Drawing(width=600.0, height=ROW * len(dots) + 34.0, title=title, unit=unit)
     ends = [
         end
         for dot in dots
         for end in (dot.interval.value, dot.interval.low, dot.interval.high)
         if end is not None
     ]
-    scale = spanning(ends + [0.0] * zero, 165.0, 425.0)
+    scale = spanning(ends + [0.0] * zero, 195.0, 465.0)
     bottom = ROW * len(dots) + 6.0
     _x_axis(drawing, scale, 6.0, bottom, glucose)
     if zero:
@@ -74,17 +74,17 @@ def dot_plot(dots: Sequence[Dot], title: str, shown: Display, unit: str, *, zero
 
 def _dot_row(drawing: Drawing, scale: Scale, dot: Dot, y: float, shown: Display, glucose: bool) -> None:
     value, low, high = dot.interval.value, dot.interval.low, dot.interval.high
-    drawing.text(155.0, y + 4.0, dot.label, "t", "end")
+    drawing.text(185.0, y + 4.0, dot.label, "t", "end")
     if value is None:
-        drawing.text(437.0, y + 4.0, "not defined", "t faint")
+        drawing.text(477.0, y + 4.0, "not defined", "t faint")
         return
     if low is not None and high is not None:
         drawing.line(scale(low), y, scale(high), y, f"bar {dot.css}")
-        drawing.number(485.0, y + 4.0, low, shown.decimals, "t faint", "start", glucose=glucose)
-        drawing.text(521.0, y + 4.0, "–", "t faint", "middle")
-        drawing.number(558.0, y + 4.0, high, shown.decimals, "t faint", "end", glucose=glucose)
+        drawing.number(523.0, y + 4.0, low, shown.decimals, "t faint", "start", glucose=glucose)
+        drawing.text(560.0, y + 4.0, "–", "t faint", "middle")
+        drawing.number(598.0, y + 4.0, high, shown.decimals, "t faint", "end", glucose=glucose)
     drawing.circle(scale(value), y, 5.0, f"dot {dot.css}")
-    drawing.number(437.0, y + 4.0, value, shown.decimals, "t strong", "start", glucose=glucose)
+    drawing.number(477.0, y + 4.0, value, shown.decimals, "t strong", "start", glucose=glucose)
 
 
 def line_chart(

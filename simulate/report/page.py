@@ -24,6 +24,7 @@ from simulate.report.words import (
     findings,
     privacy_sentence,
     quantity,
+    small,
     unit_of,
     what_was_run,
     where_it_loses,
@@ -55,7 +56,7 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(quantity=quantity, unit_of=unit_of, label=label, display=display)
+    environment.globals.update(quantity=quantity, small=small, unit_of=unit_of, label=label, display=display)
     source = environment.loader
     template = environment.get_template("report.html.j2")
     style, script = (
@@ -153,6 +154,7 @@ def _progress(data: ReportData, chosen: Sequence[str]) -> list[tuple[str, list[t
     charts = []
     for metric in names[:2]:
         sites = list(dict.fromkeys(row.site for row in data.rounds if row.metric == metric))
+        sites.sort(key=lambda site: site != "all")
         drawn = [
             (
                 site,

@@ -7,8 +7,9 @@ function show(unit) {
   root.dataset.unit = unit;
   for (const node of document.querySelectorAll("[data-mg]")) {
     const value = Number(node.dataset.mg), digits = Number(node.dataset.digits);
-    node.textContent = unit === "mmol/L"
+    const text = unit === "mmol/L"
       ? (value / perMmol).toFixed(Math.max(1, digits)) : value.toFixed(digits);
+    node.textContent = text.replace("-", "−");
   }
   for (const node of document.querySelectorAll(".unit")) node.textContent = unit;
   button.textContent = unit === "mmol/L" ? "Show mg/dL" : "Show mmol/L";

@@ -94,7 +94,7 @@ class Drawing:
     ) -> None:
         """A number; one of glucose (mg/dL) is written in the page's unit and follows it."""
         if not glucose:
-            self.text(x, y, f"{value:.{decimals}f}", css, anchor)
+            self.text(x, y, number_text(value, decimals), css, anchor)
             return
         mark = '<text x="{}" y="{}" class="{}" text-anchor="{}" data-mg="{}" data-digits="{}">{}</text>'
         shown = glucose_text(value, decimals, self.unit)
@@ -115,8 +115,13 @@ class Drawing:
 def glucose_text(value_mg_dl: float, decimals: int, unit: str) -> str:
     """The value in the unit; mmol/L has one decimal more, for its numbers are 18 times smaller."""
     if unit == "mmol/L":
-        return f"{value_mg_dl / MG_DL_PER_MMOL_L:.{max(1, decimals)}f}"
-    return f"{value_mg_dl:.{decimals}f}"
+        return number_text(value_mg_dl / MG_DL_PER_MMOL_L, max(1, decimals))
+    return number_text(value_mg_dl, decimals)
+
+
+def number_text(value: float, decimals: int) -> str:
+    """The number with a minus sign, not a hyphen."""
+    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def glucose_span(value_mg_dl: float, decimals: int, unit: str) -> Markup:

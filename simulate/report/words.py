@@ -25,6 +25,11 @@ def quantity(metric: str, value: float | None, unit: str, *, with_unit: bool = T
     return text + Markup(" ") + escape(shown.unit) if with_unit and shown.unit else text
 
 
+def small(value: float | None) -> str:
+    """A small probability such as 1e-4 in as few characters as it needs."""
+    return "–" if value is None else f"{value:.2g}" if value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
+
+
 def unit_of(metric: str, unit: str) -> Markup:
     """The metric's unit, as the page shows it."""
     shown = display(metric)
@@ -69,7 +74,7 @@ def privacy_sentence(summary: Mapping[str, Any]) -> Markup:
     ).format(
         privacy["unit"],
         f"{privacy['epsilon']:.3g}",
-        f"{privacy['delta']:.1g}" if privacy["delta"] is not None else "–",
+        small(privacy["delta"]),
         privacy["neighbouring"],
         privacy["accountant"],
     )
@@ -80,25 +85,39 @@ def findings(data: ReportData) -> list[tuple[str, Markup]]:
     names = {metric for model in data.summary["metrics"].values() for metric in model}
     chosen = headline_metrics(names)[:1]
     return [
-        (_verdict(difference), _sentence(difference, data.unit, ""))
+        (_verdict(difference), _sentence(difference, data.unit))
         for difference in data.differences
         if difference.site is None and difference.metric in chosen and difference.interval.value is not None
     ]
 
 
 def where_it_loses(data: ReportData) -> list[Markup]:
-    """Every site and headline metric at which a model is clearly worse than its comparison."""
+    """Every comparison that is clearly lost at some hospitals, with those hospitals and by how much."""
     names = {metric for model in data.summary["metrics"].values() for metric in model}
+    lost: dict[tuple[str, str, str], list[Markup]] = {}
+    for difference in data.differences:
+        if difference.site is None or difference.metric not in headline_metrics(names):
+            continue
+        if _verdict(difference) == "worse":
+            size = quantity(
+                difference.metric, abs(difference.interval.value or 0.0), data.unit, with_unit=False
+            )
+            key = (difference.model, difference.baseline, difference.metric)
+            lost.setdefault(key, []).append(Markup("{} (by {})").format(difference.site, size))
+    sentence = Markup("<b>{}</b> against <b>{}</b>, {} in {}: {}.")
     return [
-        _sentence(difference, data.unit, difference.site)
-        for difference in data.differences
-        if difference.site is not None
-        and difference.metric in headline_metrics(names)
-        and _verdict(difference) == "worse"
+        sentence.format(
+            label(model),
+            label(baseline),
+            display(metric).label,
+            unit_of(metric, data.unit) or "points of 1",
+            Markup(", ").join(places),
+        )
+        for (model, baseline, metric), places in lost.items()
     ]
 
 
-def _sentence(difference: Difference, unit: str, site: str) -> Markup:
+def _sentence(difference: Difference, unit: str) -> Markup:
     interval, shown = difference.interval, display(difference.metric)
     verdict = _verdict(difference)
     size = quantity(difference.metric, abs(interval.value or 0.0), unit)
@@ -108,15 +127,14 @@ def _sentence(difference: Difference, unit: str, site: str) -> Markup:
             quantity(difference.metric, interval.low, unit, with_unit=False),
             quantity(difference.metric, interval.high, unit, with_unit=False),
         )
-    place = Markup("At {}: ").format(site) if site else Markup("")
     model, baseline = label(difference.model), label(difference.baseline)
     if verdict == "unclear":
-        return place + Markup("<b>{}</b> against <b>{}</b>: no clear difference in {} ({}).").format(
+        return Markup("<b>{}</b> against <b>{}</b>: no clear difference in {} ({}).").format(
             model, baseline, shown.label, ends
         )
     more = "lower" if (interval.value or 0.0) < 0 else "higher"
-    return place + Markup("<b>{}</b> against <b>{}</b>: {} is {} by {} ({}), which is {}.").format(
-        model, baseline, shown.label, more, size, ends, verdict
+    return Markup("<b>{}</b> against <b>{}</b>: {} is {} by {} ({}).").format(
+        model, baseline, shown.label, more, size, ends
     )
 
 

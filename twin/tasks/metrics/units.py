@@ -56,7 +56,7 @@ class Display:
 
     def text(self, value: float | None) -> str:
         """The value in the unit shown, or an en dash where there is none."""
-        return "–" if value is None else f"{value * self.factor:.{self.decimals}f}"
+        return "–" if value is None else f"{value * self.factor:.{self.decimals}f}".replace("-", "−")
 
 
 def display(metric: str, unit: str = "mg/dL") -> Display:

@@ -1,0 +1,109 @@
+"""The short table at the end of a run, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from simulate.models import MODELS, headline_metrics, in_order
+from twin.tasks.metrics.units import display
+
+# Shown beside the headline figures where they exist, without intervals.
+_ALSO = ("coverage_80_30_pct", "hypo_sensitivity_pct", "hypo_false_alarms_per_day", "auprc", "brier")
+_SHORT = {
+    "coverage_80_30_pct": "in band, %",
+    "hypo_sensitivity_pct": "lows warned, %",
+    "hypo_false_alarms_per_day": "false alarms/day",
+}
+# The models whose figures a reader compares at each hospital.
+_AT_SITES = ("persistence", "linear_site", "local", "global", "site", "personal")
+_MOST_SITES = 12
+
+
+def show(
+    summary: Mapping[str, Any], console: Console, unit: str = "mg/dL", *, report: Path | None = None
+) -> None:
+    """Print what a run found: models over all hospitals, hospitals one by one, privacy, where the report is.
+
+    Args:
+        summary: content of summary.json.
+        console: to print on.
+        unit: in which glucose is shown, "mg/dL" or "mmol/L".
+        report: path that the reader opens next.
+    """
+    names = {metric for model in summary["metrics"].values() for metric in model}
+    if names:
+        console.print(_models(summary, names, unit))
+        console.print(_sites(summary, headline_metrics(names)[0], unit))
+    console.print(_privacy(summary))
+    if report is not None:
+        console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+
+
+def _models(summary: Mapping[str, Any], names: set[str], unit: str) -> Table:
+    chosen = headline_metrics(names)
+    also = [metric for metric in _ALSO if metric in names and metric not in chosen]
+    table = Table(title="All hospitals: mean over hospitals, interval over patients", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for metric in chosen:
+        shown = display(metric, unit)
+        table.add_column(f"{shown.label}{f', {shown.unit}' if shown.unit else ''}", justify="right")
+    for metric in also:
+        table.add_column(_SHORT.get(metric, display(metric, unit).label), justify="right")
+    for model in in_order(list(summary["metrics"])):
+        figures = summary["metrics"][model]
+        cells = [_with_interval(figures.get(metric), metric, unit) for metric in chosen]
+        cells += [_value(figures.get(metric), metric, unit) for metric in also]
+        table.add_row(escape(model), *cells, style=_style(model))
+    return table
+
+
+def _sites(summary: Mapping[str, Any], metric: str, unit: str) -> Table:
+    shown = display(metric, unit)
+    table = Table(
+        title=f"Each hospital: {shown.label}{f', {shown.unit}' if shown.unit else ''}", title_justify="left"
+    )
+    models = [model for model in _AT_SITES if model in summary["metrics"]]
+    table.add_column("hospital")
+    table.add_column("patients", justify="right")
+    for model in models:
+        table.add_column(model, justify="right")
+    by_site = summary["metrics_by_site"]
+    for site in list(by_site)[:_MOST_SITES]:
+        patients = summary["sites"].get(site, {}).get("patients", "–")
+        cells = [_value(by_site[site].get(model, {}).get(metric), metric, unit) for model in models]
+        table.add_row(escape(site), str(patients), *cells)
+    if len(by_site) > _MOST_SITES:
+        table.caption = f"and {len(by_site) - _MOST_SITES} more in the report"
+    return table
+
+
+def _privacy(summary: Mapping[str, Any]) -> str:
+    privacy = summary["privacy"]
+    if privacy["epsilon"] is None:
+        return "Privacy: none (a comparison; what sites released may reveal single patients)"
+    return (
+        f"Privacy: epsilon at most {privacy['epsilon']:.3g} at delta {privacy['delta']:g} "
+        f"per {escape(privacy['unit'])} ({escape(privacy['neighbouring'])})"
+    )
+
+
+def _with_interval(interval: Mapping[str, Any] | None, metric: str, unit: str) -> str:
+    text = _value(interval, metric, unit)
+    if interval is None or interval["low"] is None or interval["high"] is None:
+        return text
+    shown = display(metric, unit)
+    return f"{text} ({shown.text(interval['low'])}–{shown.text(interval['high'])})"
+
+
+def _value(interval: Mapping[str, Any] | None, metric: str, unit: str) -> str:
+    return display(metric, unit).text(None if interval is None else interval["value"])
+
+
+def _style(model: str) -> str:
+    return "bold" if model in MODELS and MODELS[model].family == "federation" else ""
