@@ -46,7 +46,7 @@ def test_every_link_to_a_file_leads_to_one(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_that_a_document_shows_has_words_that_are_known(document: Path) -> None:
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.S)
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
     for line in "\n".join(blocks).splitlines():
         command = line.strip().removeprefix("$ ")
         if command.startswith("twinward "):

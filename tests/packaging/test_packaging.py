@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -17,17 +18,23 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["importlinter"]["root_packages"]
 
 
+def sources() -> set[str]:
+    """Every file of the packages, as a path from the root."""
+    return {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built from what git tracks, so that nothing left over in a folder can hide a gap."""
+    """The wheel, built from a copy, so that nothing left over from an earlier build can hide a gap."""
     checkout, out = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
-    ).stdout.decode()
-    for name in filter(None, tracked.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            (checkout / name).write_bytes((ROOT / name).read_bytes())
+    for name in [*sources(), "pyproject.toml", "README.md", "LICENSE"]:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_bytes((ROOT / name).read_bytes())
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(checkout)],
         capture_output=True,
@@ -42,14 +49,7 @@ def test_imports_point_downwards() -> None:
 
 
 def test_the_wheel_holds_every_module_and_every_file_that_they_read(wheel: zipfile.ZipFile) -> None:
-    there = {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    }
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert there & set(tracked.stdout.splitlines()) <= set(wheel.namelist())
+    assert sources() <= set(wheel.namelist())
 
 
 def test_the_wheel_holds_nothing_but_the_packages(wheel: zipfile.ZipFile) -> None:
@@ -77,13 +77,22 @@ def test_every_dependency_is_pinned_by_the_constraints() -> None:
 def test_every_package_that_is_imported_is_a_dependency() -> None:
     provided = {"yaml": "pyyaml", "hydra": "hydra-core", "google": "protobuf", "sklearn": "scikit-learn"}
     imported = set()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            found = re.findall(r"^\s*(?:from|import) ([a-z_0-9]+)", path.read_text(encoding="utf-8"), re.M)
-            imported |= set(found)
+    for name in sources():
+        if name.endswith(".py"):
+            imported |= _imports(ast.parse((ROOT / name).read_text(encoding="utf-8")))
     foreign = imported - set(sys.stdlib_module_names) - set(PACKAGES)
     wanted = {_name(line) for line in PROJECT["project"]["dependencies"]}
     assert {_name(provided.get(name, name)) for name in foreign} <= wanted
+
+
+def _imports(module: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 def _name(requirement: str) -> str:
