@@ -73,9 +73,8 @@ def show(result: RunResult, unit: str, *, as_json: bool) -> None:
 
     from simulate.table import show as show_table
 
-    show_table(result.summary, Console(), unit)
     report = result.directory / "report.html"
-    print(f"\nReport: {report if report.exists() else result.directory}")
+    show_table(result.summary, Console(), unit, report=report if report.exists() else result.directory)
 
 
 def watched(work: Callable[[Progress], RunResult], directory: Path) -> RunResult:

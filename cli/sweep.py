@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cli.simulate import at_directory, simulate_one
@@ -21,6 +22,8 @@ from conf.errors import TwinwardError
 from conf.load import load_sweep
 from conf.schema import Config
 from simulate.files import write_atomically
+from simulate.models import headline_metrics, label
+from twin.tasks.metrics.units import display
 
 COLUMNS = ("directory", "settings", "error", "model", "metric", "value", "low", "high")
 SHOWN_MODELS = ("global", "site", "personal")
@@ -53,7 +56,7 @@ def sweep(words: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps([_record(outcome) for outcome in outcomes], indent=2, allow_nan=False))
     else:
-        Console().print(_table(outcomes))
+        Console().print(_table(outcomes, runs[0][1].task.unit))
         print(f"\nAll figures: {folder / 'sweep.csv'}")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
@@ -112,21 +115,20 @@ def _csv(outcomes: Sequence[Outcome]) -> bytes:
     return text.getvalue().encode()
 
 
-def _table(outcomes: Sequence[Outcome]) -> Table:
-    """One row a run; the first figure of merit of each shared or adapted model."""
-    table = Table("run", *SHOWN_MODELS)
+def _table(outcomes: Sequence[Outcome], unit: str) -> Table:
+    """One row a run, with the figure that its report opens with, of the shared and adapted models."""
+    table = Table("run", *(label(model) for model in SHOWN_MODELS), title=None)
     for outcome in outcomes:
-        name = " ".join(outcome.settings) or outcome.directory.name
-        if outcome.summary is None:
-            table.add_row(name, "failed")
-            continue
-        metrics = outcome.summary["metrics"]
-        table.add_row(name, *(_first(metrics.get(model)) for model in SHOWN_MODELS))
+        name = escape(" ".join(outcome.settings) or outcome.directory.name)
+        metrics = (outcome.summary or {}).get("metrics", {})
+        cells = [_headline(metrics.get(model) or {}, unit) for model in SHOWN_MODELS]
+        table.add_row(name, *(["failed"] if outcome.error else cells))
     return table
 
 
-def _first(figures: dict[str, Any] | None) -> str:
-    for metric, found in (figures or {}).items():
-        if found is not None and found["value"] is not None:
-            return f"{metric} {found['value']:.4g}"
-    return "-"
+def _headline(figures: dict[str, Any], unit: str) -> str:
+    known = {metric for metric, found in figures.items() if found is not None}
+    for metric in headline_metrics(known)[:1]:
+        shown = display(metric, unit)
+        return f"{shown.label}: {shown.text(figures[metric]['value'])} {shown.unit}".strip()
+    return "–"
