@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -91,6 +92,11 @@ HEADLINE_METRICS: tuple[tuple[str, ...], ...] = (
     ("rmse_30_mg_dl", "rmse_60_mg_dl"),
     ("auroc", "accuracy"),
 )
+
+
+def at_most(epsilon: float) -> str:
+    """An upper bound in figures: rounded up to two decimals, never down."""
+    return f"{math.ceil(epsilon * 100.0 - 1e-9) / 100.0:g}"
 
 
 def label(model: str) -> str:

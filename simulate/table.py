@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from simulate.models import MODELS, headline_metrics, in_order
+from simulate.models import MODELS, at_most, headline_metrics, in_order
 from twin.tasks.metrics.units import display
 
 # Shown beside the headline figures where they exist, without intervals.
@@ -23,6 +24,14 @@ _SHORT = {
 # The models whose figures a reader compares at each hospital.
 _AT_SITES = ("persistence", "linear_site", "local", "global", "site", "personal")
 _MOST_SITES = 12
+# Columns of a terminal from which on the figures of `_ALSO` have room.
+_ROOMY = 110
+_LOOK: dict[str, Any] = {
+    "title_justify": "left",
+    "title_style": "bold",
+    "box": SIMPLE_HEAD,
+    "pad_edge": False,
+}
 
 
 def show(
@@ -38,21 +47,20 @@ def show(
     """
     names = {metric for model in summary["metrics"].values() for metric in model}
     if names:
-        console.print(_models(summary, names, unit))
+        console.print(_models(summary, names, unit, roomy=console.width >= _ROOMY))
         console.print(_sites(summary, headline_metrics(names)[0], unit))
     console.print(_privacy(summary))
     if report is not None:
         console.print(f"Report: {escape(str(report))}", soft_wrap=True)
 
 
-def _models(summary: Mapping[str, Any], names: set[str], unit: str) -> Table:
+def _models(summary: Mapping[str, Any], names: set[str], unit: str, *, roomy: bool) -> Table:
     chosen = headline_metrics(names)
-    also = [metric for metric in _ALSO if metric in names and metric not in chosen]
-    table = Table(title="All hospitals: mean over hospitals, interval over patients", title_justify="left")
+    also = [metric for metric in _ALSO if roomy and metric in names and metric not in chosen]
+    table = Table(title="All hospitals: mean over hospitals (interval over patients)", **_LOOK)
     table.add_column("model", no_wrap=True)
     for metric in chosen:
-        shown = display(metric, unit)
-        table.add_column(f"{shown.label}{f', {shown.unit}' if shown.unit else ''}", justify="right")
+        table.add_column(_heading(metric, unit), justify="right", no_wrap=True)
     for metric in also:
         table.add_column(_SHORT.get(metric, display(metric, unit).label), justify="right")
     for model in in_order(list(summary["metrics"])):
@@ -64,10 +72,7 @@ def _models(summary: Mapping[str, Any], names: set[str], unit: str) -> Table:
 
 
 def _sites(summary: Mapping[str, Any], metric: str, unit: str) -> Table:
-    shown = display(metric, unit)
-    table = Table(
-        title=f"Each hospital: {shown.label}{f', {shown.unit}' if shown.unit else ''}", title_justify="left"
-    )
+    table = Table(title=f"Each hospital: {_heading(metric, unit)}", **_LOOK)
     models = [model for model in _AT_SITES if model in summary["metrics"]]
     table.add_column("hospital")
     table.add_column("patients", justify="right")
@@ -88,9 +93,14 @@ def _privacy(summary: Mapping[str, Any]) -> str:
     if privacy["epsilon"] is None:
         return "Privacy: none (a comparison; what sites released may reveal single patients)"
     return (
-        f"Privacy: epsilon at most {privacy['epsilon']:.3g} at delta {privacy['delta']:g} "
+        f"Privacy: epsilon at most {at_most(privacy['epsilon'])} at delta {privacy['delta']:g} "
         f"per {escape(privacy['unit'])} ({escape(privacy['neighbouring'])})"
     )
+
+
+def _heading(metric: str, unit: str) -> str:
+    shown = display(metric, unit)
+    return shown.label.removesuffix(" min") + (f", {shown.unit}" if shown.unit else "")
 
 
 def _with_interval(interval: Mapping[str, Any] | None, metric: str, unit: str) -> str:

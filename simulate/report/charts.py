@@ -96,7 +96,7 @@ def line_chart(
     values = [float(v) for line in lines for v in (*line.y_K, *line.low_K, *line.high_K)]
     xs = sorted({float(x) for line in lines for x in line.x_K})
     named = any(line.label for line in lines)
-    across = spanning(xs, 46.0, width - (110.0 if named else 12.0), margin=0.02)
+    across = spanning(xs, 46.0, width - (150.0 if named else 12.0), margin=0.02)
     up = spanning(values, 188.0, 12.0)
     for tick in up.ticks(4):
         drawing.line(across.start, up(tick), across.end, up(tick), "grid")

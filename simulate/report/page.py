@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from simulate.files import write_atomically
 from simulate.intervals import Interval
-from simulate.models import MODELS, headline_metrics, in_order, label
+from simulate.models import MODELS, at_most, headline_metrics, in_order, label
 from simulate.report.charts import COLOURS, Dot, Line, dot_plot, line_chart, ribbon
 from simulate.report.clouds import calibration, clarke_grid, roc, zone_shares
 from simulate.report.data import CurveRow, Pairs, ReportData
@@ -56,7 +56,9 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(quantity=quantity, small=small, unit_of=unit_of, label=label, display=display)
+    environment.globals.update(
+        quantity=quantity, small=small, at_most=at_most, unit_of=unit_of, label=label, display=display
+    )
     source = environment.loader
     template = environment.get_template("report.html.j2")
     style, script = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from simulate.models import headline_metrics, label
+from simulate.models import at_most, headline_metrics, label
 from simulate.report.data import Difference, ReportData
 from simulate.report.svg import glucose_span, unit_span
 from twin.tasks.metrics.units import Display, display
@@ -73,7 +73,7 @@ def privacy_sentence(summary: Mapping[str, Any]) -> Markup:
         "such promise."
     ).format(
         privacy["unit"],
-        f"{privacy['epsilon']:.3g}",
+        at_most(privacy["epsilon"]),
         small(privacy["delta"]),
         privacy["neighbouring"],
         privacy["accountant"],
