@@ -43,5 +43,6 @@ clean:
 # The stamp comes last: an installation that was interrupted begins again.
 $(STAMP): pyproject.toml constraints.txt .ci/venv
 	PYTHON="$(PYTHON)" .ci/venv $(VENV)
+	@echo "Installing what constraints.txt lists; the first time this takes some minutes."
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
 	touch $(STAMP)
