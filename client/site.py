@@ -82,8 +82,8 @@ class Part:
     patients_limit: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> str:
-        """One line of canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """One line of canonical JSON; empty for everybody."""
+        return "" if self == Part() else json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
     def training_patients(self, site: str, patients: tuple[str, ...]) -> tuple[str, ...]:
         """The patients of a site that train, sorted."""

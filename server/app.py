@@ -100,9 +100,13 @@ def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
 
 
 def settings_of(config: Config, part: str) -> str:
-    """What a federation's result depends on; nothing about reports, folders or evaluation."""
+    """What a federation's result depends on; nothing about reports, folders or evaluation.
+
+    Where the data lies is left out: the same data elsewhere gives the same model.
+    """
     offer = {"task": vars(config.task), "model": vars(config.model), "strategy": vars(config.strategy)}
-    rest = {"privacy": vars(config.privacy), "data": vars(config.data), "sites": config.sites}
+    data = {key: value for key, value in vars(config.data).items() if key != "path"}
+    rest = {"privacy": vars(config.privacy), "data": data, "sites": config.sites}
     whole = offer | rest | {"rounds": config.rounds, "seed": config.seed, "part": part}
     return json.dumps(whole, sort_keys=True, separators=(",", ":"))
 
