@@ -58,16 +58,13 @@ class Cleaned:
     faults: tuple[Fault, ...]
 
 
-def clean(
-    raw: pd.DataFrame, *, timezone: str | None = None, source: str = "", zone_key: str = "data.timezone"
-) -> Cleaned:
+def clean(raw: pd.DataFrame, *, timezone: str | None = None, source: str = "") -> Cleaned:
     """Canonical observations of one site.
 
     Args:
         raw: columns patient_id, time, signal, value, unit; text or typed; extra columns are not used.
         timezone: IANA zone of times that carry none.
         source: what the column `source` of the result says, for instance the file's name.
-        zone_key: the key that a message about naive times names.
 
     Returns:
         Observations, and a `Quality` with rows_read = rows_kept + all dropped + all quarantined.
@@ -76,7 +73,7 @@ def clean(
     faults: list[Fault] = []
     frame, patients, signals = _identify(raw, tally)
     frame = _values(frame, tally, faults)
-    frame = _times(frame, tally, faults, timezone, zone_key)
+    frame = _times(frame, tally, faults, timezone)
     frame = _units(frame, signals, tally, faults)
     frame = _limits(frame, signals, tally, faults)
     frame = _dates(frame, tally)
@@ -204,9 +201,7 @@ def _values(frame: pd.DataFrame, tally: _Tally, faults: list[Fault]) -> pd.DataF
     return _keep(frame.assign(value=number), ~(empty_N | bad_N))
 
 
-def _times(
-    frame: pd.DataFrame, tally: _Tally, faults: list[Fault], timezone: str | None, zone_key: str
-) -> pd.DataFrame:
+def _times(frame: pd.DataFrame, tally: _Tally, faults: list[Fault], timezone: str | None) -> pd.DataFrame:
     stream_N = frame["patient"].to_numpy() * len(SIGNALS) + frame["signal"].to_numpy()
     if frame["time"].dtype.kind in "iufb":
         faults.append(
@@ -229,11 +224,11 @@ def _times(
         tally.put_aside("time without zone", times.naive_N.sum())
     else:
         tally.fix(f"time without zone, read as {timezone}", times.naive_N.sum())
-    faults.extend(_time_faults(times, timezone, zone_key))
+    faults.extend(_time_faults(times, timezone))
     return _keep(frame.assign(time=times.utc.array), times.utc.notna().to_numpy())
 
 
-def _time_faults(times: Times, timezone: str | None, zone_key: str) -> Iterable[Fault]:
+def _time_faults(times: Times, timezone: str | None) -> Iterable[Fault]:
     rows = len(times.utc)
     if timezone is None and times.naive_N.any():
         zoned = rows - int(times.naive_N.sum() + times.missing_N.sum() + times.unreadable_N.sum())
@@ -241,7 +236,7 @@ def _time_faults(times: Times, timezone: str | None, zone_key: str) -> Iterable[
         yield Fault(
             what=f"{times.naive_N.sum():,} of {rows:,} times carry no time zone{mixed}",
             fix="end each time with Z or an offset (2024-03-01T08:05:00+01:00), or name the zone of those "
-            f"that carry none, for instance {zone_key}=Europe/London",
+            "that carry none, for instance data.timezone=Europe/London (`data check`: --timezone Europe/London)",
         )
     if times.unreadable_N.sum() > max(_ENOUGH, 0.5 * rows):
         yield Fault(

@@ -185,8 +185,10 @@ def _describe(site: SiteSummary) -> list[str]:
     quality = site.quality
     span = f", {site.days:g} days each (median)" if site.days is not None else ""
     lines = [
-        f"{site.name}: {_count(site.patients, 'patient')}{span}, "
-        f"{quality.rows_kept:,} of {quality.rows_read:,} rows kept"
+        (
+            f"{site.name}: {_count(site.patients, 'patient')}{span}, "
+            f"{quality.rows_kept:,} of {quality.rows_read:,} rows kept"
+        )
     ]
     for one in site.signals:
         step = f", every {one.step_min:g} min" if one.step_min is not None else ""

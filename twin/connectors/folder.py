@@ -96,7 +96,6 @@ def read_sites(
     root: Path,
     timezone: str | None,
     *,
-    zone_key: str = "data.timezone",
     done: Callable[[str], None] | None = None,
 ) -> tuple[list[Problem], list[Reading]]:
     """(problems of the folder as a whole, one reading per site folder). Raises nothing for bad data."""
@@ -108,7 +107,7 @@ def read_sites(
         problems.append(Problem(where=str(root), what="holds no site folder", fix=LAYOUT))
     readings = []
     for folder in folders:
-        readings.append(read_site(folder, timezone, zone_key=zone_key))
+        readings.append(read_site(folder, timezone))
         if done:
             done(folder.name)
     if readings and not any(reading.site.patients.size or len(reading.site.patients) for reading in readings):
@@ -116,14 +115,14 @@ def read_sites(
     return problems, readings
 
 
-def read_site(folder: Path, timezone: str | None, *, zone_key: str = "data.timezone") -> Reading:
+def read_site(folder: Path, timezone: str | None, *) -> Reading:
     """One site's folder."""
     notes = _Notes(where=folder.name)
     if not _SITE_NAME.fullmatch(folder.name):
         fix = "name it with letters, digits, spaces, dots, hyphens and underscores, at most 63"
         notes.fault("", Fault(what="its name cannot be a site's name", fix=fix))
     found = {table: _find(folder, table, notes) for table in ("observations", "patients")}
-    cleaned, bad_lines = _observations(found["observations"], timezone, zone_key, notes)
+    cleaned, bad_lines = _observations(found["observations"], timezone, notes)
     static, repairs = _patients(found["patients"], notes)
     if not any(found.values()) and not notes.problems:
         fix = "put observations.csv (or .csv.gz, .parquet) there, or hide the folder with a leading dot"
@@ -216,14 +215,14 @@ def _near_misses(folder: Path) -> str:
 
 
 def _observations(
-    file: Path | None, timezone: str | None, zone_key: str, notes: _Notes
+    file: Path | None, timezone: str | None, notes: _Notes
 ) -> tuple[Cleaned, int]:
     empty = pd.DataFrame({name: pd.Series(dtype="str") for name in COLUMNS})
     if file is None:
         return clean(empty), 0
     table = _table(file, COLUMNS, notes)
     raw = empty if table.frame is None else table.frame
-    cleaned = clean(raw, timezone=timezone, source=file.name, zone_key=zone_key)
+    cleaned = clean(raw, timezone=timezone, source=file.name)
     for fault in cleaned.faults:
         notes.fault(file.name, fault)
     if cleaned.observations.empty and not table.faults and not cleaned.faults:
