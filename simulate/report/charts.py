@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from simulate.intervals import Interval
 from simulate.report.data import Example
-from simulate.report.svg import Drawing, Scale, spanning
+from simulate.report.svg import Digits, Drawing, Scale, spanning
 from twin.tasks.metrics.units import Display
 
 ROW = 26.0
@@ -55,14 +55,14 @@ def dot_plot(dots: Sequence[Dot], title: str, shown: Display, unit: str, *, zero
         zero: draw the line of no difference, and keep it inside.
     """
     glucose = shown.unit in ("mg/dL", "mmol/L")
-    drawing = Drawing(width=600.0, height=ROW * len(dots) + 34.0, title=title, unit=unit)
+    drawing = Drawing(width=620.0, height=ROW * len(dots) + 34.0, title=title, unit=unit)
     ends = [
         end
         for dot in dots
         for end in (dot.interval.value, dot.interval.low, dot.interval.high)
         if end is not None
     ]
-    scale = spanning(ends + [0.0] * zero, 195.0, 465.0)
+    scale = spanning(ends + [0.0] * zero, 195.0, 455.0)
     bottom = ROW * len(dots) + 6.0
     _x_axis(drawing, scale, 6.0, bottom, glucose)
     if zero:
@@ -74,17 +74,18 @@ def dot_plot(dots: Sequence[Dot], title: str, shown: Display, unit: str, *, zero
 
 def _dot_row(drawing: Drawing, scale: Scale, dot: Dot, y: float, shown: Display, glucose: bool) -> None:
     value, low, high = dot.interval.value, dot.interval.low, dot.interval.high
+    digits = (shown.decimals, shown.decimals)
     drawing.text(185.0, y + 4.0, dot.label, "t", "end")
     if value is None:
-        drawing.text(477.0, y + 4.0, "not defined", "t faint")
+        drawing.text(467.0, y + 4.0, "not defined", "t faint")
         return
     if low is not None and high is not None:
         drawing.line(scale(low), y, scale(high), y, f"bar {dot.css}")
-        drawing.number(523.0, y + 4.0, low, shown.decimals, "t faint", "start", glucose=glucose)
-        drawing.text(560.0, y + 4.0, "–", "t faint", "middle")
-        drawing.number(598.0, y + 4.0, high, shown.decimals, "t faint", "end", glucose=glucose)
+        drawing.number(520.0, y + 4.0, low, digits, "t faint", "start", glucose=glucose)
+        drawing.text(568.0, y + 4.0, "–", "t faint", "middle")
+        drawing.number(618.0, y + 4.0, high, digits, "t faint", "end", glucose=glucose)
     drawing.circle(scale(value), y, 5.0, f"dot {dot.css}")
-    drawing.number(477.0, y + 4.0, value, shown.decimals, "t strong", "start", glucose=glucose)
+    drawing.number(467.0, y + 4.0, value, digits, "t strong", "start", glucose=glucose)
 
 
 def line_chart(
@@ -136,7 +137,7 @@ def ribbon(example: Example, title: str, unit: str, low_mg_dl: float) -> Markup:
     drawing.rect(across.start, top, across.end - across.start, bottom - top, "target")
     for tick in up.ticks(4):
         drawing.line(across.start, up(tick), across.end, up(tick), "grid")
-        drawing.number(40.0, up(tick) + 4.0, tick, 0, "t faint", "end", glucose=True)
+        drawing.number(40.0, up(tick) + 4.0, tick, (0, 1), "t faint", "end", glucose=True)
     for hour in across.ticks(8):
         drawing.text(across(hour), 192.0, f"{hour:g} h", "t faint", "middle")
     drawing.line(across.start, up(low_mg_dl), across.end, up(low_mg_dl), "limit")
@@ -167,10 +168,11 @@ def _x_axis(drawing: Drawing, scale: Scale, top: float, bottom: float, glucose: 
         drawing.number(scale(tick), bottom + 16.0, tick, _digits(ticks), "t faint", "middle", glucose=glucose)
 
 
-def _digits(ticks: list[float]) -> int:
-    """Digits behind the point that tell neighbouring ticks apart."""
+def _digits(ticks: list[float]) -> Digits:
+    """Digits behind the point that tell neighbouring ticks apart, also in mmol/L, 18 times smaller."""
     step = min((b - a for a, b in pairwise(ticks)), default=1.0)
-    return next((digits for digits in range(6) if abs(round(step, digits) - step) < 1e-9), 6)
+    plain = next((digits for digits in range(6) if abs(round(step, digits) - step) < 1e-9), 6)
+    return plain, 1 if step >= 10.0 else plain + 2
 
 
 def _apart(named: list[tuple[float, Line]], least: float = 14.0) -> list[tuple[float, Line]]:

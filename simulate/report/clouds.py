@@ -34,8 +34,8 @@ def clarke_grid(pairs: Pairs, title: str, unit: str) -> Markup:
     across = Scale(low=0.0, high=400.0, start=46.0, end=46.0 + _SIDE)
     up = Scale(low=0.0, high=400.0, start=8.0 + _SIDE, end=8.0)
     for tick in (0.0, 100.0, 200.0, 300.0, 400.0):
-        drawing.number(40.0, up(tick) + 4.0, tick, 0, "t faint", "end", glucose=True)
-        drawing.number(across(tick), up.start + 16.0, tick, 0, "t faint", "middle", glucose=True)
+        drawing.number(40.0, up(tick) + 4.0, tick, (0, 1), "t faint", "end", glucose=True)
+        drawing.number(across(tick), up.start + 16.0, tick, (0, 1), "t faint", "middle", glucose=True)
     zone_K = clarke_zone(pairs.observed_K, pairs.forecast_K)
     for number, letter in enumerate(ZONES):
         inside = zone_K == number

@@ -6,7 +6,7 @@ come from folders of strangers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,14 @@ def _context(data: ReportData) -> dict[str, Any]:
     summary = data.summary
     names = list(dict.fromkeys(metric for model in summary["metrics"].values() for metric in model))
     chosen = headline_metrics(set(names))
-    models = in_order(list(summary["metrics"]))
+    models = in_order([model for model in summary["metrics"] if _defined(summary, model)])
     return {
         "data": data,
         "summary": summary,
         "unit": data.unit,
         "percent": f"{100 * data.level:g}",
         "models": models,
+        "absent": [label(model) for model in in_order(list(summary["metrics"])) if model not in models],
         "notes": {model: MODELS[model] for model in models if model in MODELS},
         "metric_names": names,
         "headline": chosen,
@@ -107,6 +108,15 @@ def _context(data: ReportData) -> dict[str, Any]:
     }
 
 
+def _defined(summary: Mapping[str, Any], model: str) -> bool:
+    """True if the model has any figure at any site; persistence has none where nothing persists."""
+    return any(
+        figure["value"] is not None
+        for models in summary["metrics_by_site"].values()
+        for figure in models.get(model, {}).values()
+    )
+
+
 def _spokesman(models: list[str], metrics: Any, metric: str) -> str | None:
     """The model that the top of the page speaks of: the last level of the federation that has a figure."""
     having = [model for model in models if metrics[model].get(metric, {}).get("value") is not None]
@@ -121,7 +131,7 @@ def _models_plot(data: ReportData, metrics: Any, metric: str, where: str) -> tup
             interval=Interval(**metrics[model][metric]),
         )
         for model in in_order(list(metrics))
-        if metric in metrics[model]
+        if metric in metrics[model] and _defined(data.summary, model)
     ]
     shown = display(metric)
     title = f"{shown.label} of every model, {where}"
@@ -143,7 +153,7 @@ def _difference_plot(data: ReportData, metric: str) -> tuple[str, Markup]:
             interval=difference.interval,
         )
         for difference in data.differences
-        if difference.metric == metric and difference.site is None
+        if difference.metric == metric and difference.site is None and difference.interval.value is not None
     ]
     shown = display(metric)
     return metric, dot_plot(dots, f"Differences in {shown.label}", shown, data.unit, zero=True)

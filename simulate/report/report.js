@@ -6,9 +6,9 @@ const button = document.getElementById("unit-button");
 function show(unit) {
   root.dataset.unit = unit;
   for (const node of document.querySelectorAll("[data-mg]")) {
-    const value = Number(node.dataset.mg), digits = Number(node.dataset.digits);
+    const value = Number(node.dataset.mg), digits = node.dataset.digits.split(" ").map(Number);
     const text = unit === "mmol/L"
-      ? (value / perMmol).toFixed(Math.max(1, digits)) : value.toFixed(digits);
+      ? (value / perMmol).toFixed(digits[1]) : value.toFixed(digits[0]);
     node.textContent = text.replace("-", "−");
   }
   for (const node of document.querySelectorAll(".unit")) node.textContent = unit;

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from markupsafe import Markup, escape
 
 from twin.tasks.metrics.units import MG_DL_PER_MMOL_L
+
+
+Digits: TypeAlias = tuple[int, int]
+"""Digits behind the point in mg/dL, or of a number without unit, and in mmol/L."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +95,15 @@ class Drawing:
         self._add('<text x="{}" y="{}" class="{}" text-anchor="{}">{}</text>', x, y, css, anchor, content)
 
     def number(
-        self, x: float, y: float, value: float, decimals: int, css: str, anchor: str, *, glucose: bool
+        self, x: float, y: float, value: float, digits: Digits, css: str, anchor: str, *, glucose: bool
     ) -> None:
         """A number; one of glucose (mg/dL) is written in the page's unit and follows it."""
         if not glucose:
-            self.text(x, y, number_text(value, decimals), css, anchor)
+            self.text(x, y, number_text(value, digits[0]), css, anchor)
             return
         mark = '<text x="{}" y="{}" class="{}" text-anchor="{}" data-mg="{}" data-digits="{}">{}</text>'
-        shown = glucose_text(value, decimals, self.unit)
-        self._add(mark, x, y, css, anchor, f"{value:.6g}", decimals, shown)
+        shown = glucose_text(value, digits, self.unit)
+        self._add(mark, x, y, css, anchor, f"{value:.6g}", "{} {}".format(*digits), shown)
 
     def done(self) -> Markup:
         """The element."""
@@ -112,11 +117,11 @@ class Drawing:
         self.parts.append(Markup(mark).format(*shown))  # noqa: S704  # every mark is a constant of this file
 
 
-def glucose_text(value_mg_dl: float, decimals: int, unit: str) -> str:
-    """The value in the unit; mmol/L has one decimal more, for its numbers are 18 times smaller."""
+def glucose_text(value_mg_dl: float, digits: Digits, unit: str) -> str:
+    """The value in the unit, with the digits that are meant for it."""
     if unit == "mmol/L":
-        return number_text(value_mg_dl / MG_DL_PER_MMOL_L, max(1, decimals))
-    return number_text(value_mg_dl, decimals)
+        return number_text(value_mg_dl / MG_DL_PER_MMOL_L, digits[1])
+    return number_text(value_mg_dl, digits[0])
 
 
 def number_text(value: float, decimals: int) -> str:
@@ -124,10 +129,10 @@ def number_text(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def glucose_span(value_mg_dl: float, decimals: int, unit: str) -> Markup:
+def glucose_span(value_mg_dl: float, digits: Digits, unit: str) -> Markup:
     """The value as text of a page that follows the page's unit."""
     mark = Markup('<span data-mg="{:.6g}" data-digits="{}">{}</span>')
-    return mark.format(value_mg_dl, decimals, glucose_text(value_mg_dl, decimals, unit))
+    return mark.format(value_mg_dl, "{} {}".format(*digits), glucose_text(value_mg_dl, digits, unit))
 
 
 def unit_span(unit: str) -> Markup:

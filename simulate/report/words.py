@@ -19,7 +19,7 @@ def quantity(metric: str, value: float | None, unit: str, *, with_unit: bool = T
     if value is None:
         return Markup("–")
     if shown.unit == "mg/dL":
-        number = glucose_span(value, shown.decimals, unit)
+        number = glucose_span(value, (shown.decimals, shown.decimals), unit)
         return number + " " + unit_span(unit) if with_unit else number
     text = escape(shown.text(value))
     return text + Markup(" ") + escape(shown.unit) if with_unit and shown.unit else text
