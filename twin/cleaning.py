@@ -236,7 +236,7 @@ def _time_faults(times: Times, timezone: str | None) -> Iterable[Fault]:
         yield Fault(
             what=f"{times.naive_N.sum():,} of {rows:,} times carry no time zone{mixed}",
             fix="end each time with Z or an offset (2024-03-01T08:05:00+01:00), or name the zone of those "
-            "that carry none, for instance data.timezone=Europe/London (`data check`: --timezone Europe/London)",
+            "that carry none, for instance data.timezone=Europe/London (data check: --timezone ZONE)",
         )
     if times.unreadable_N.sum() > max(_ENOUGH, 0.5 * rows):
         yield Fault(

@@ -115,7 +115,7 @@ def read_sites(
     return problems, readings
 
 
-def read_site(folder: Path, timezone: str | None, *) -> Reading:
+def read_site(folder: Path, timezone: str | None) -> Reading:
     """One site's folder."""
     notes = _Notes(where=folder.name)
     if not _SITE_NAME.fullmatch(folder.name):
@@ -214,9 +214,7 @@ def _near_misses(folder: Path) -> str:
     return f" (but files with other names: {', '.join(sorted(set(near)))})" if near else ""
 
 
-def _observations(
-    file: Path | None, timezone: str | None, notes: _Notes
-) -> tuple[Cleaned, int]:
+def _observations(file: Path | None, timezone: str | None, notes: _Notes) -> tuple[Cleaned, int]:
     empty = pd.DataFrame({name: pd.Series(dtype="str") for name in COLUMNS})
     if file is None:
         return clean(empty), 0
