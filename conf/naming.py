@@ -14,7 +14,7 @@ def run_directory(config: Config) -> Path:
     """`run.dir`, or `runs/<task>-<data>-<strategy>-<privacy>-<digest>`.
 
     Equal settings have equal folders, so that coming back to a run finds what it left. The digest
-    is over everything but the section `run`, which changes no figure.
+    is over everything but the folder itself.
     """
     if config.run.dir is not None:
         return Path(config.run.dir)
@@ -23,7 +23,7 @@ def run_directory(config: Config) -> Path:
 
 
 def digest(config: Config) -> str:
-    """Eight hexadecimal digits of SHA-256 over all settings that figures depend on."""
+    """Eight hexadecimal digits of SHA-256 over all settings but `run.dir`."""
     settings = asdict(config)
-    del settings["run"]
+    del settings["run"]["dir"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

@@ -72,7 +72,7 @@ class Strategy:
         },
     )
     local_steps: int = _in(1, 1, 10_000, doc="optimiser steps at a site per round")
-    learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
+    learning_rate: float = _in(0.3, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
     proximal_mu: float = _in(0.0, 0.0, 1e6, doc="pull of local steps to the global model", only=("fedprox",))
     server_learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the coordinator's optimiser")
     beta1: float = _in(0.9, 0.0, 0.9999, doc="first moment", only=("fedadam",))
@@ -89,7 +89,7 @@ class Privacy:
     epsilon: float | None = _in(8.0, 0.001, 1e6, doc="target over the whole plan, an upper bound")
     delta: float = _in(1e-4, 1e-12, 0.1, doc="probability that the bound does not hold")
     noise_multiplier: float | None = _in(None, 0.0, 1e6, doc="given instead of epsilon; null calibrates it")
-    clip_norm: float = _in(1.0, 1e-6, 1e6, doc="greatest L2 norm of one patient's gradient")
+    clip_norm: float = _in(0.25, 1e-6, 1e6, doc="greatest L2 norm of one patient's gradient")
     sampling_rate: float = _in(
         1.0, 1e-6, 1.0, doc="probability that a patient takes part in a step (Poisson)"
     )

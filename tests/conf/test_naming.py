@@ -21,9 +21,5 @@ def test_equal_settings_lie_in_one_folder_and_others_elsewhere() -> None:
     assert len({run_directory(load(words)) for words in settings}) == len(settings)
 
 
-def test_what_is_written_besides_does_not_move_a_run() -> None:
-    assert run_directory(load(["run.forecasts=true"])) == run_directory(load())
-
-
 def test_a_folder_that_is_given_is_taken() -> None:
     assert run_directory(load(["run.dir=runs/mine"])) == Path("runs/mine")

@@ -1,0 +1,171 @@
+"""Whole runs through the command: what is printed, what is left, coming back, sweeps, Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.load import from_yaml, load
+from conf.naming import run_directory
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "sites=2",
+    "data.patients_per_site=6",
+    "data.days=2",
+    "rounds=2",
+    "privacy.minimum_patients=2",
+    "evaluation.folds=2",
+    "evaluation.bootstrap_samples=100",
+    "evaluation.curves=false",
+]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "160",
+}
+
+
+def twinward(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *words],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `twinward simulate` ran once, with its output beside the run."""
+    folder = tmp_path_factory.mktemp("home")
+    answer = twinward("simulate", *SMALL, cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    (folder / "stdout").write_text(answer.stdout)
+    (folder / "stderr").write_text(answer.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    return home / run_directory(load(SMALL))
+
+
+def test_a_run_leaves_what_the_readme_promises(finished: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in (
+        "report.html",
+        "summary.json",
+        "metrics.csv",
+        "rounds.csv",
+        "model.safetensors",
+        "config.yaml",
+    ):
+        assert f"`{name}`" in readme
+        assert (finished / name).stat().st_size > 0
+    assert from_yaml((finished / "config.yaml").read_text(encoding="utf-8")).rounds == 2
+
+
+def test_a_run_ends_with_a_table_and_the_path_of_the_report(home: Path, finished: Path) -> None:
+    text = (home / "stdout").read_text()
+    assert "persistence" in text.lower()
+    assert str((finished / "report.html").relative_to(home)) in text
+
+
+def test_progress_goes_to_the_error_stream_in_plain_lines(home: Path) -> None:
+    text = (home / "stderr").read_text()
+    assert "done in" in text
+    assert "\x1b" not in text
+
+
+def test_coming_back_to_a_finished_run_recomputes_nothing(home: Path, finished: Path) -> None:
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in finished.rglob("*")
+        if path.suffix in (".safetensors", ".json")
+    }
+    again = twinward("simulate", "--resume", str(finished), "--json", cwd=home)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == json.loads((finished / "summary.json").read_text())
+    assert twinward("simulate", *SMALL, cwd=home).returncode == 0
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in finished.rglob("*")
+        if path.suffix in (".safetensors", ".json")
+    }
+    assert before == after
+    assert before
+
+
+def test_a_trained_model_is_judged_on_people_it_never_met(home: Path, finished: Path) -> None:
+    words = [
+        "seed=9",
+        "sites=1",
+        "data.patients_per_site=4",
+        "data.days=2",
+        "evaluation.bootstrap_samples=100",
+    ]
+    answer = twinward("evaluate", str(finished), *words, "--json", cwd=home)
+    assert answer.returncode == 0, answer.stderr
+    summary = json.loads(answer.stdout)
+    assert summary["metrics"]["global"]["rmse_30_mg_dl"]["value"] > 0
+
+
+def test_a_sweep_makes_one_run_each_and_one_table_of_all(home: Path) -> None:
+    answer = twinward(
+        "simulate", "-m", *SMALL, "privacy=none", "seed=1,2", "run.dir=sweep", "--json", cwd=home
+    )
+    assert answer.returncode == 0, answer.stderr
+    runs = json.loads(answer.stdout)
+    assert [run["settings"] for run in runs] == [["seed=1"], ["seed=2"]]
+    assert [run["summary"]["seed"] for run in runs] == [1, 2]
+    with (home / "sweep" / "sweep.csv").open(newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row["model"], row["metric"]) == ("global", "rmse_30_mg_dl")
+        ]
+    expected = [run["summary"]["metrics"]["global"]["rmse_30_mg_dl"]["value"] for run in runs]
+    assert [float(row["value"]) for row in rows] == expected
+    assert len(set(expected)) == 2
+
+
+def test_a_failed_run_of_a_sweep_is_told_and_fails_the_command_but_not_the_others(home: Path) -> None:
+    # Five folds over six people leave at most five to train at a site.
+    words = [word for word in SMALL if not word.startswith("privacy.minimum")]
+    answer = twinward("simulate", "-m", *words, "privacy.minimum_patients=2,50", "run.dir=part", cwd=home)
+    assert answer.returncode == 1
+    assert "failed" in answer.stdout
+    assert "RMSE" in answer.stdout
+    assert "Traceback" not in answer.stderr
+
+
+def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
+    words = [word for word in SMALL if not word.startswith("rounds")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "simulate", *words, "rounds=100000", "run.dir=long"],
+        cwd=home,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline_s = time.monotonic() + 120
+    while not (home / "long" / "config.yaml").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "twinward simulate --resume long" in said
+    assert "Traceback" not in said
