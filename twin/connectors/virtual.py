@@ -123,11 +123,14 @@ _PUBLIC_T1D = Profile(
     exercise_per_day=0.4,
 )
 _PUBLIC_OTHER = Profile(
-    meal_g=(48.0, 68.0, 72.0, 22.0, 20.0),
+    meal_g=(35.0, 45.0, 52.0, 20.0, 18.0),
     meal_time_h=(8.0, 12.9, 19.3, 16.0, 21.8),
+    meal_probability=(0.85, 0.95, 0.97, 0.70, 0.50),
+    fast=(0.1, 0.6),
     meal_time_sd_h=0.8,
     meal_sd=0.35,
-    wander_sd=0.10,
+    wander_sd=0.08,
+    rhythm=(0.0, 0.15),
     exercise_per_day=0.4,
     dawn=(0.0, 0.10),
 )
@@ -152,11 +155,11 @@ PUBLIC: tuple[tuple[int, Group], ...] = (
     (2, _public("type 1", 1.0, 5, "carbohydrates", "insulin_bolus")),
     (2, _public("type 1", 1.0, 5)),
     (2, _public("type 1", 1.0, 15, *THERAPY)),
-    (3, _public("type 2", 0.8, 5, "carbohydrates")),
-    (4, _public("prediabetes", 0.6, 5)),
-    (2, _public("none", 0.5, 5, *WATCH)),
-    (4, _public("none", 0.5, 5)),
-    (1, _public("none", 0.5, 15)),
+    (3, _public("type 2", 0.9, 5, "carbohydrates")),
+    (4, _public("prediabetes", 0.75, 5)),
+    (2, _public("none", 0.7, 5, *WATCH)),
+    (4, _public("none", 0.7, 5)),
+    (1, _public("none", 0.7, 15)),
 )
 """Shares of the public population, of 24."""
 

@@ -35,6 +35,7 @@ class Profile:
         meal_probability: how often each is taken.
         person_sd, meal_sd: spread of the logarithm of sizes between people, between meals.
         person_time_sd_h, meal_time_sd_h: the same for times.
+        fast: share of a meal that needs no digestion, lowest and highest.
         counting_bias_sd, counting_sd: error of counted carbohydrates, of a person, of a meal.
         missed_bolus: fraction of meals without a bolus.
         bolus_delay_min: bolus after (before, if negative) the first bite, lowest and highest.
@@ -57,6 +58,7 @@ class Profile:
     meal_sd: float = 0.25
     person_time_sd_h: float = 0.7
     meal_time_sd_h: float = 0.5
+    fast: tuple[float, float] = (0.0, 0.6)
     counting_bias_sd: float = 0.10
     counting_sd: float = 0.30
     missed_bolus: float = 0.10
@@ -153,7 +155,7 @@ def _meals(profile: Profile, days: int, people: int, rng: np.random.Generator) -
     hour_DMP += 0.8 * weekend_D[:, None, None]
 
     effect_DMP = rng.uniform(0.8, 1.2, shape_DMP)  # W10: bioavailability varies +-20 % between meals
-    fast_DMP = rng.uniform(0.0, 0.6, shape_DMP)
+    fast_DMP = rng.uniform(*profile.fast, shape_DMP)
     bias_P = profile.counting_bias_sd * rng.standard_normal(people)
     counted_DMP = grams_DMP * np.exp(bias_P + profile.counting_sd * rng.standard_normal(shape_DMP))
     dosed_DMP = rng.random(shape_DMP) >= profile.missed_bolus

@@ -114,10 +114,10 @@ def _secreting(
 
 
 HEALTHY = _secreting(
-    _normal(5.0, 0.35, "ADA: below 5.6 mmol/L"), 1.0, 2.30, 0.11, 0.050, "D07 normal; spread ours"
+    _normal(5.25, 0.25, "ADA: below 5.6 mmol/L, mostly"), 1.0, 2.30, 0.11, 0.050, "D07 normal; spread ours"
 )
 PREDIABETES = _secreting(
-    _normal(5.8, 0.35, "ADA: 5.6-6.9 mmol/L"), 0.8, 1.51, 0.074, 0.025, "geometric mean of D07; spread ours"
+    _normal(5.8, 0.35, "ADA: 5.6-6.9 mmol/L"), 0.8, 2.30, 0.080, 0.036, "D07, between normal and type 2: ours"
 )
 TYPE_2 = _secreting(
     _normal(7.4, 0.9, "ADA: 7.0 mmol/L and above"), 0.45, 0.99, 0.05, 0.013, "D07 type 2; spread ours"
