@@ -46,7 +46,7 @@ def train_centrally(
     state, total = initial, start(initial, list(trainable(network)))
     last = averaged_rounds(config.rounds, config.strategy.average_last)
     for number in range(1, config.rounds + 1):
-        trained = train(
+        update = train(
             model=network,
             state=state,
             examples=examples,
@@ -56,7 +56,7 @@ def train_centrally(
             declared=len(torch.unique(examples.patient_N)),
             stream=NoiseStream(secret, f"round {number}".encode()),
         )
-        state = state | {key: state[key] + value for key, value in trained.update.items()}
+        state = state | {key: state[key] + value for key, value in update.items()}
         if number > config.rounds - last:
             total = add(total, state)
     return mean(total, state)

@@ -21,7 +21,7 @@ from twin.tasks.protocol import Examples
 
 # Added to each eigenvalue of the public covariance: directions in which virtual sensors are smoother
 # than real ones would otherwise be blown up.
-RIDGE = 0.02
+RIDGE = 0.3
 _STEPS = 300
 _BATCH = 4096
 

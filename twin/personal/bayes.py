@@ -12,7 +12,7 @@ Letters: N windows, P patients, H horizons, D features of the last layer, O outp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ _CHUNK_FLOATS = 4_000_000
 _FIT_SHARE = 0.75
 
 
+@runtime_checkable
 class PathTask(Task, Protocol):
     """A task that forecasts a path with a spread below and above it."""
 

@@ -1,0 +1,198 @@
+"""Everything that a run leaves in its folder, from what it found; summary.json comes last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from conf.load import to_yaml
+from conf.schema import Config
+from privacy.accounting import ACCOUNTANT, NEIGHBOURING
+from simulate.federation import FederationResult
+from simulate.files import write_atomically
+from simulate.fold import ByModel
+from simulate.intervals import Judged
+from simulate.models import headline_metrics
+from simulate.report import write_report
+from simulate.report.collect import differences_of, examples_of, pairs_of
+from simulate.report.data import CostRow, CurveRow, ReportData
+from simulate.summary import (
+    PrivacyFacts,
+    RoundRow,
+    RunFacts,
+    SiteFacts,
+    build_summary,
+    write_forecasts,
+    write_metrics,
+    write_rounds,
+    write_summary,
+)
+from simulate.wards import Ward
+from trust.digest import arrays_to_bytes
+from twin import models
+from twin.connectors import open_sites
+from twin.splits import Split
+from twin.tasks.protocol import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a simulation found.
+
+    Attributes:
+        whole: the federation of everybody, whose model is kept.
+        forecasts, judged: of all models over all splits.
+        rounds: figures of the global model after each round.
+        curves: learning curves.
+        noiseless: the global model without clipping and noise; None if it was not trained.
+    """
+
+    config: Config
+    task: Task
+    whole: FederationResult
+    wards: Mapping[str, Ward]
+    splits: Sequence[Split]
+    forecasts: ByModel
+    judged: Judged
+    rounds: tuple[RoundRow, ...]
+    curves: tuple[CurveRow, ...]
+    noiseless: Judged | None
+
+
+def write_outcome(outcome: Outcome, directory: Path, timing_s: dict[str, float], began: float) -> None:
+    """All files of a run; the time since `began` (monotonic seconds) is counted as the report's."""
+    config = outcome.config
+    write_rounds(directory / "rounds.csv", outcome.rounds)
+    write_metrics(directory / "metrics.csv", outcome.judged, _folds(outcome))
+    write_atomically(directory / "model.safetensors", arrays_to_bytes(outcome.whole.model))
+    if config.run.forecasts:
+        write_forecasts(directory / "forecasts.parquet", outcome.forecasts, outcome.task.horizons_min)
+    facts = _facts(outcome, directory, timing_s)
+    data = _report(outcome, build_summary(facts, outcome.judged))
+    write_report(data, directory / "report.html")
+    timing = dict(timing_s) | {"report": round(time.monotonic() - began, 3)}
+    timing["total"] = round(sum(timing.values()), 3)
+    write_summary(directory / "summary.json", build_summary(replace(facts, timing_s=timing), outcome.judged))
+
+
+def _folds(outcome: Outcome) -> dict[str, dict[str, int]] | None:
+    """In which fold a patient was held out; a patient of repeated splits is held out in several."""
+    if any(split.kind != "folds" for split in outcome.splits):
+        return None
+    return {
+        name: {
+            patient: split.index
+            for split in outcome.splits
+            for patient in split.test_patients(name, ward.examples.patients)
+        }
+        for name, ward in outcome.wards.items()
+    }
+
+
+def _facts(outcome: Outcome, directory: Path, timing_s: Mapping[str, float]) -> RunFacts:
+    config, whole = outcome.config, outcome.whole
+    private = config.privacy.name != "none"
+    sites = {
+        name: SiteFacts(
+            patients=site.patients,
+            train_windows=site.train_windows,
+            epsilon=site.epsilon,
+            delta=site.delta if private else None,
+        )
+        for name, site in whole.sites.items()
+    }
+    spent = [site.epsilon for site in sites.values() if site.epsilon is not None]
+    network = models.build(config.model, outcome.task)
+    return RunFacts(
+        run=directory.name,
+        task=config.task.name,
+        strategy=config.strategy.name,
+        engine=config.engine.name,
+        seed=config.seed,
+        rounds_planned=config.rounds,
+        rounds_committed=whole.rounds_committed,
+        sites=sites,
+        privacy=PrivacyFacts(
+            neighbouring=NEIGHBOURING,
+            epsilon=max(spent) if private and spent else None,
+            delta=config.privacy.delta if private else None,
+            accountant=ACCOUNTANT if private else None,
+        ),
+        parameters=sum(value.numel() for value in network.parameters()),
+        sha256=whole.sha256,
+        timing_s=timing_s,
+    )
+
+
+def _report(outcome: Outcome, summary: dict[str, object]) -> ReportData:
+    config, task = outcome.config, outcome.task
+    chosen = headline_metrics({metric.name for metric in task.metrics()})
+    draw = np.random.default_rng(config.seed)
+    horizon_min = 30 if 30 in task.horizons_min else task.horizons_min[-1]
+    best = next(m for m in ("personal", "site", "global") if _known(outcome.forecasts.get(m, {})))
+    shown = dict.fromkeys(("global", best))
+    timed = task.horizons_min != (0,)
+    return ReportData(
+        summary=summary,
+        unit=config.task.unit,
+        level=config.evaluation.level,
+        low_mg_dl=config.task.low_mg_dl,
+        rounds=outcome.rounds,
+        differences=differences_of(outcome.judged, chosen),
+        examples=examples_of(outcome.forecasts[best], best, task.horizons_min, horizon_min, generator=draw)
+        if timed
+        else (),
+        pairs=tuple(
+            pair
+            for model in shown
+            for pair in pairs_of(outcome.forecasts[model], model, task.horizons_min, horizon_min, generator=draw)
+        ),
+        curves=outcome.curves,
+        privacy_cost=_cost(outcome, chosen),
+        quality={site.name: site.quality for site in open_sites(config)},
+        config_yaml=to_yaml(config),
+        notes=_notes(outcome),
+    )
+
+
+def _known(by_site: Mapping[str, object]) -> bool:
+    return any(forecast is not None for forecast in by_site.values())
+
+
+def _cost(outcome: Outcome, chosen: tuple[str, ...]) -> tuple[CostRow, ...]:
+    """The global model with and without noise, and the start that it came from."""
+    if outcome.noiseless is None:
+        return ()
+    epsilon = max((site.epsilon or 0.0 for site in outcome.whole.sites.values()), default=0.0)
+    rows = []
+    for metric in chosen:
+        for label, spent, judged, model in (
+            ("public start", 0.0, outcome.judged, "virtual"),
+            (f"private, epsilon {epsilon:.3g}", epsilon, outcome.judged, "global"),
+            ("without privacy", None, outcome.noiseless, "global"),
+        ):
+            figure = judged.metrics[model][metric]
+            rows.append(
+                CostRow(
+                    label=label, epsilon=spent, metric=metric,
+                    value=figure.value, low=figure.low, high=figure.high,
+                )
+            )
+    return tuple(rows)
+
+
+def _notes(outcome: Outcome) -> tuple[str, ...]:
+    """What a reader must know first."""
+    refused = [(name, site.refused) for name, site in outcome.whole.sites.items() if site.refused]
+    notes = [f"Site {name} did not take part in training: {code.replace('_', ' ')}." for name, code in refused]
+    small = [name for name, ward in outcome.wards.items() if len(ward.examples.patients) < 10]
+    if small:
+        notes.append(
+            f"Fewer than ten patients at {', '.join(small)}: intervals there are too narrow, and single "
+            "patients decide the figures."
+        )
+    return tuple(notes)

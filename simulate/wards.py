@@ -1,0 +1,88 @@
+"""A site as a simulation looks at it, who may see all of it: windows, halves of records, linear sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.site import site_examples, site_names
+from conf.schema import Config
+from simulate.baselines import LinearData, linear_data
+from twin.halves import halves
+from twin.personal.bayes import PathTask
+from twin.splits import Split
+from twin.tasks.protocol import Examples, Forecast, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ward:
+    """One site.
+
+    Attributes:
+        name: of the site.
+        examples: all its windows.
+        early_N, late_N: which of them adapt, and which of them judge (bool).
+        linear: what linear baselines are fitted from; None for a task without a path.
+    """
+
+    name: str
+    examples: Examples
+    early_N: Tensor
+    late_N: Tensor
+    linear: LinearData | None
+
+    def of(self, patients: Sequence[str]) -> Tensor:
+        """Which windows are of these patients (N, bool)."""
+        return torch.isin(self.examples.patient_N, self.index(patients))
+
+    def index(self, patients: Sequence[str]) -> Tensor:
+        """Place of each of these patients, sorted."""
+        place = {patient: number for number, patient in enumerate(self.examples.patients)}
+        return torch.tensor(sorted(place[patient] for patient in patients), dtype=torch.long)
+
+    def judged(self, split: Split) -> Tensor:
+        """Windows that judge in a split: later halves of patients that do not train (N, bool).
+
+        Without a split ("all") they are the later halves of everybody.
+        """
+        if split.kind == "all":
+            return self.late_N
+        return self.late_N & self.of(split.test_patients(self.name, self.examples.patients))
+
+
+def open_wards(config: Config, task: Task) -> dict[str, Ward]:
+    """All sites of a configuration by name."""
+    return {name: _ward(name, site_examples(config, name), task) for name in site_names(config)}
+
+
+def _ward(name: str, examples: Examples, task: Task) -> Ward:
+    early_N, late_N = halves(examples, float(task.horizons_min[-1]))
+    linear = linear_data(task, examples, early_N, late_N) if isinstance(task, PathTask) else None
+    return Ward(name=name, examples=examples, early_N=early_N, late_N=late_N, linear=linear)
+
+
+def joined(parts: Sequence[Forecast | None]) -> Forecast | None:
+    """Forecasts of several folds of one site as one, ordered by patient; None if there are none."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    patient_N = np.concatenate([part.patient_N for part in there])
+    order = np.argsort(patient_N, kind="stable")
+    names = ("low_NH", "middle_NH", "high_NH", "target_NH", "observed_NH", "anchor_N", "patient_N", "time_us_N")
+    return replace(there[0], **{n: np.concatenate([getattr(p, n) for p in there])[order] for n in names})
+
+
+def join_models(
+    parts: Sequence[Mapping[str, Mapping[str, Forecast | None]]],
+) -> dict[str, dict[str, Forecast | None]]:
+    """Forecasts by model and site, each joined over folds."""
+    models = list(dict.fromkeys(model for part in parts for model in part))
+    sites = sorted({site for part in parts for by_site in part.values() for site in by_site})
+    return {
+        model: {site: joined([part.get(model, {}).get(site) for part in parts]) for site in sites}
+        for model in models
+    }
