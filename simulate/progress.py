@@ -124,7 +124,7 @@ class _Lines:
         self._print(f"{name} …")
 
     def advance(self, parts: int, left_s: float | None, note: str) -> None:
-        if self._clock() - self._said_s < LINE_EVERY_S:
+        if self._clock() - self._said_s < LINE_EVERY_S or parts == self._total:
             return
         self._said_s = self._clock()
         of = f"/{self._total}" if self._total else ""
