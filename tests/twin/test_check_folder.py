@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from twin.connectors.check import CheckReport, check_folder
 from twin.connectors.folder import read_folder
@@ -85,3 +88,29 @@ def test_the_report_is_plain_data(tmp_path: Path) -> None:
     assert plain["ok"] is True
     assert plain["sites"][0]["quality"]["quarantined"] == {"unknown signal: lactate": 8}
     assert plain["problems"] == []
+
+
+EDIT = st.tuples(
+    st.integers(0, 10_000),
+    st.integers(0, 40),
+    st.binary(max_size=6) | st.sampled_from([b'"', b"\n", b"\r", b",", b"\x00"]),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(EDIT, min_size=1, max_size=6), st.sampled_from(["observations.csv", "patients.csv"]))
+def test_no_damage_to_a_file_makes_it_raise_and_no_row_vanishes(
+    edits: list[tuple[int, int, bytes]], name: str
+) -> None:
+    data = (HEADER + _rows(3)).encode()
+    for place, length, text in edits:
+        start = place % (len(data) + 1)
+        data = data[:start] + text + data[start + length :]
+    with tempfile.TemporaryDirectory() as root:
+        (Path(root) / "north").mkdir()
+        (Path(root) / "north" / name).write_bytes(data)
+        report = check_folder(root)
+    quality = report.sites[0].quality
+    assert str(report)
+    lost = sum(quality.dropped.values()) + sum(quality.quarantined.values())
+    assert not report.ok or quality.rows_read == quality.rows_kept + lost

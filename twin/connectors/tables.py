@@ -81,7 +81,11 @@ def _csv(path: Path, required: Sequence[str], whole: bool) -> Table:
     if fault:
         return Table(frame=None, faults=(fault,))
     data = data.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
-    header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8", errors="ignore"))), [])
+    try:
+        first = io.StringIO(data[:65536].decode("utf-8", errors="ignore"), newline=None)
+        header = next(csv.reader(first), [])
+    except csv.Error:
+        return _broken("has a first line that cannot be split into columns", _QUOTES)
     fault = _header_fault(header, required)
     return Table(frame=None, faults=(fault,)) if fault else _parse(data, header, required, whole)
 
