@@ -13,7 +13,6 @@ from markupsafe import Markup, escape
 
 from twin.tasks.metrics.units import MG_DL_PER_MMOL_L
 
-
 Digits: TypeAlias = tuple[int, int]
 """Digits behind the point in mg/dL, or of a number without unit, and in mmol/L."""
 
