@@ -14,6 +14,10 @@ Laws: a refused call leaves the file as it was; charged plans are never removed;
 composition is `privacy.accounting.lifetime_epsilon`. Several processes may hold one ledger: each
 call is one transaction that begins with the write lock, and keys are unique.
 
+Processes and fork: SQLite loses its locks, and with them data, when a process is forked while a
+connection is open and the child uses the file. So a ledger that was open before a fork is refused in
+the child, both itself and opened anew. Start processes with spawn, or open ledgers after the fork.
+
 What it is not: proof against whoever can write to the site's disk. Restoring an old copy forgets
 what was spent since (docs/privacy.md).
 """
@@ -22,8 +26,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -93,15 +98,19 @@ class Ledger:
                 "malformed", "A ledger needs a delta between 0 and 1 and a ceiling of 0 or above, or none."
             )
         self._ceiling_epsilon, self._delta = ceiling_epsilon, delta
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        path = Path(path).resolve()
+        self._path, self._process = path, os.getpid()
+        for ledger in _OPEN:
+            if ledger._path == path:
+                ledger._refuse_forked()
+        _create(path)
         try:
             self._connection = _opened(path)
         except sqlite3.DatabaseError as error:
             raise ClientError(
                 "ledger_unreadable", f"{path.name} is not a privacy ledger ({error})."
             ) from error
+        _OPEN.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +122,9 @@ class Ledger:
 
     def close(self) -> None:
         """Lets go of the file; everything that was done is already on disk."""
+        self._refuse_forked()
         self._connection.close()
+        _OPEN.discard(self)
 
     def open_plan(self, plan_hash: str, release: GaussianRelease, terms: str = "") -> None:
         """Charges the whole schedule of a plan; once, however often it is called.
@@ -126,7 +137,7 @@ class Ledger:
             ClientError: plan_differs, if the hash was opened with another schedule;
                 budget_exhausted, if all plans together would pass the ceiling.
         """
-        with _transaction(self._connection) as sql:
+        with _transaction(self._sql()) as sql:
             known = sql.execute(
                 "SELECT noise_multiplier, sampling_rate, steps FROM plans WHERE plan_hash = ?", (plan_hash,)
             ).fetchone()
@@ -159,7 +170,7 @@ class Ledger:
         """
         if steps < 0:
             raise ClientError("malformed", f"A round takes 0 steps or more, not {steps}.")
-        with _transaction(self._connection) as sql:
+        with _transaction(self._sql()) as sql:
             found = _round(sql, plan_hash, round_number)
             if found is not None:
                 _refuse_other_base(found[0], base_sha256, plan_hash, round_number)
@@ -181,7 +192,7 @@ class Ledger:
             ClientError: round_unknown, if it was not reserved; round_repeated_on_other_base;
                 release_differs, if it is complete with other bytes, which must then not leave.
         """
-        with _transaction(self._connection) as sql:
+        with _transaction(self._sql()) as sql:
             found = _round(sql, plan_hash, round_number)
             if found is None:
                 raise ClientError(
@@ -197,7 +208,7 @@ class Ledger:
 
     def cached(self, plan_hash: str, round_number: int, base_sha256: str) -> bytes | None:
         """The bytes of a complete release; None if the round is not complete on this base."""
-        found = _round(self._connection, plan_hash, round_number)
+        found = _round(self._sql(), plan_hash, round_number)
         return found[2] if found is not None and found[0] == base_sha256 else None
 
     def spent(self, delta: float | None = None) -> float:
@@ -210,11 +221,15 @@ class Ledger:
 
     def plans(self) -> tuple[PlanEntry, ...]:
         """Every plan ever opened, in the order of opening."""
-        rows = self._connection.execute(
-            "SELECT p.plan_hash, noise_multiplier, sampling_rate, p.steps, terms,"
-            " COALESCE(SUM(r.steps), 0), COUNT(r.round), COUNT(r.payload)"
-            " FROM plans p LEFT JOIN rounds r USING (plan_hash) GROUP BY p.rowid ORDER BY p.rowid"
-        ).fetchall()
+        rows = (
+            self._sql()
+            .execute(
+                "SELECT p.plan_hash, noise_multiplier, sampling_rate, p.steps, terms,"
+                " COALESCE(SUM(r.steps), 0), COUNT(r.round), COUNT(r.payload)"
+                " FROM plans p LEFT JOIN rounds r USING (plan_hash) GROUP BY p.rowid ORDER BY p.rowid"
+            )
+            .fetchall()
+        )
         return tuple(
             PlanEntry(
                 plan_hash=row[0],
@@ -226,6 +241,17 @@ class Ledger:
             )
             for row in rows
         )
+
+    def _sql(self) -> sqlite3.Connection:
+        self._refuse_forked()
+        return self._connection
+
+    def _refuse_forked(self) -> None:
+        if self._process != os.getpid():
+            raise ClientError(
+                "ledger_unreadable",
+                f"{self._path.name} was open when this process was forked; open ledgers after the fork.",
+            )
 
     def _refuse_overrun(self, sql: sqlite3.Connection, release: GaussianRelease) -> None:
         if self._ceiling_epsilon is None:
@@ -253,6 +279,17 @@ class Ledger:
                 "steps_exceeded",
                 f"The plan was charged for {plan[0]} steps, {reserved} are taken, {steps} more were asked.",
             )
+
+
+_OPEN: Final[weakref.WeakSet[Ledger]] = weakref.WeakSet()
+
+
+def _create(path: Path) -> None:
+    """An empty file that only this user may read, unless there is a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        # An existing file is not even opened: closing it would drop the locks of this process on it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _opened(path: Path) -> sqlite3.Connection:
