@@ -62,7 +62,9 @@ def new_hospital(
     for count in PATIENTS:
         parts = []
         for split in splits[:_MOST_SPLITS]:
-            parts.append(_at_count(config, task, wards, replace(split, limit=count), without, initial, network))
+            parts.append(
+                _at_count(config, task, wards, replace(split, limit=count), without, initial, network)
+            )
             advance()
         found[count] = join_models(parts)
     return _rows(config, task, NEW_HOSPITAL, found, metrics)
@@ -166,16 +168,20 @@ def _rows(
     everywhere = {site for by_model in found.values() for by_site in by_model.values() for site in by_site}
     rows = []
     for x, forecasts in found.items():
-        judged = judge(
-            forecasts, chosen, samples=_SAMPLES, level=config.evaluation.level, seed=config.seed
-        )
+        judged = judge(forecasts, chosen, samples=_SAMPLES, level=config.evaluation.level, seed=config.seed)
         by_place = dict(judged.metrics_by_site)
         if set(judged.metrics_by_site) == everywhere:
             by_place = {"all": judged.metrics, **by_place}
         rows += [
             CurveRow(
-                curve=curve, site=place, x=x, model=model, metric=name,
-                value=interval.value, low=interval.low, high=interval.high,
+                curve=curve,
+                site=place,
+                x=x,
+                model=model,
+                metric=name,
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
             )
             for place, figures in by_place.items()
             for model, named in figures.items()

@@ -21,7 +21,6 @@ from simulate.baselines import (
     fit_linear_patients,
     linear_outputs,
     logistic_outputs,
-    persistence_outputs,
 )
 from simulate.central import train_centrally
 from simulate.wards import Ward, join_models
@@ -46,7 +45,9 @@ class States:
     local: Mapping[str, Arrays]
 
 
-def train_references(config: Config, task: Task, wards: Mapping[str, Ward], split: Split, initial: Arrays) -> States:
+def train_references(
+    config: Config, task: Task, wards: Mapping[str, Ward], split: Split, initial: Arrays
+) -> States:
     """The fold's networks but for the federated one, which is the initial one until it is put in."""
     training = {name: _training(ward, split) for name, ward in wards.items()}
     label = f"{split.kind} {split.index}"
@@ -119,14 +120,19 @@ def _baselines(task: Task, wards: Mapping[str, Ward], split: Split) -> ByModel:
         return _logistic(task, wards, split)
     linear = {name: ward.linear for name, ward in wards.items() if ward.linear is not None}
     trained = {
-        name: ward.index(split.training_patients(name, ward.examples.patients)) for name, ward in wards.items()
+        name: ward.index(split.training_patients(name, ward.examples.patients))
+        for name, ward in wards.items()
     }
     pooled_HF = fit_linear(linear, trained) if any(len(t) for t in trained.values()) else None
     found: ByModel = {name: {} for name in ("persistence", "linear_pooled", "linear_site", "linear_patient")}
     nothing = torch.zeros(len(task.horizons_min), len(task.columns), dtype=torch.float64)
     for name, ward in wards.items():
         own_HF = fit_linear(linear, {name: trained[name]}) if len(trained[name]) else None
-        for model, weights_HF in (("persistence", nothing), ("linear_pooled", pooled_HF), ("linear_site", own_HF)):
+        for model, weights_HF in (
+            ("persistence", nothing),
+            ("linear_pooled", pooled_HF),
+            ("linear_site", own_HF),
+        ):
             found[model][name] = linear_forecast(task, ward, split, weights_HF)
         found["linear_patient"][name] = _linear_patient(task, ward, trained[name], ward.judged(split))
     return found
@@ -172,7 +178,9 @@ def _logistic(task: Task, wards: Mapping[str, Ward], split: Split) -> ByModel:
     return found
 
 
-def headline(task: Task, forecasts: Mapping[str, Forecast | None], names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def headline(
+    task: Task, forecasts: Mapping[str, Forecast | None], names: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
     """Figures of one model by site and metric, everybody counted once; sites without forecasts are left out."""
     chosen = [metric for metric in task.metrics() if metric.name in names]
     return {
@@ -191,7 +199,12 @@ def global_forecasts(
 ) -> dict[str, Forecast | None]:
     """What the federation's model of each split says where that split judges, joined, by site."""
     parts = [
-        {"global": {n: network_forecast(network, task, state, w.examples.at(w.judged(split))) for n, w in wards.items()}}
+        {
+            "global": {
+                n: network_forecast(network, task, state, w.examples.at(w.judged(split)))
+                for n, w in wards.items()
+            }
+        }
         for split, state in zip(splits, federated, strict=True)
     ]
     return join_models(parts)["global"]

@@ -149,7 +149,9 @@ def _report(outcome: Outcome, summary: dict[str, object]) -> ReportData:
         pairs=tuple(
             pair
             for model in shown
-            for pair in pairs_of(outcome.forecasts[model], model, task.horizons_min, horizon_min, generator=draw)
+            for pair in pairs_of(
+                outcome.forecasts[model], model, task.horizons_min, horizon_min, generator=draw
+            )
         ),
         curves=outcome.curves,
         privacy_cost=_cost(outcome, chosen),
@@ -178,8 +180,12 @@ def _cost(outcome: Outcome, chosen: tuple[str, ...]) -> tuple[CostRow, ...]:
             figure = judged.metrics[model][metric]
             rows.append(
                 CostRow(
-                    label=label, epsilon=spent, metric=metric,
-                    value=figure.value, low=figure.low, high=figure.high,
+                    label=label,
+                    epsilon=spent,
+                    metric=metric,
+                    value=figure.value,
+                    low=figure.low,
+                    high=figure.high,
                 )
             )
     return tuple(rows)
@@ -188,7 +194,9 @@ def _cost(outcome: Outcome, chosen: tuple[str, ...]) -> tuple[CostRow, ...]:
 def _notes(outcome: Outcome) -> tuple[str, ...]:
     """What a reader must know first."""
     refused = [(name, site.refused) for name, site in outcome.whole.sites.items() if site.refused]
-    notes = [f"Site {name} did not take part in training: {code.replace('_', ' ')}." for name, code in refused]
+    notes = [
+        f"Site {name} did not take part in training: {code.replace('_', ' ')}." for name, code in refused
+    ]
     small = [name for name, ward in outcome.wards.items() if len(ward.examples.patients) < 10]
     if small:
         notes.append(

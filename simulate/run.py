@@ -25,10 +25,10 @@ from conf.errors import ConfigError
 from conf.load import from_yaml, to_yaml
 from conf.naming import run_directory
 from conf.schema import Config
-from simulate.curves import DAYS, NEW_HOSPITAL, PATIENTS, new_hospital, new_patient
+from simulate.curves import PATIENTS, new_hospital, new_patient
 from simulate.federation import FederationResult, run_federation
 from simulate.files import write_atomically
-from simulate.fold import ByModel, States, headline, judge_fold, train_references
+from simulate.fold import ByModel, States, global_forecasts, headline, judge_fold, train_references
 from simulate.intervals import Judged, judge
 from simulate.models import headline_metrics
 from simulate.outcome import Outcome, write_outcome
@@ -149,8 +149,15 @@ class _Simulation:
             judged = self._judge(task, forecasts)
         began = time.monotonic()
         outcome = Outcome(
-            config=config, task=task, whole=whole, wards=wards, splits=splits, forecasts=forecasts,
-            judged=judged, rounds=tuple(rounds), curves=tuple(curves),
+            config=config,
+            task=task,
+            whole=whole,
+            wards=wards,
+            splits=splits,
+            forecasts=forecasts,
+            judged=judged,
+            rounds=tuple(rounds),
+            curves=tuple(curves),
             noiseless=self._judge(task, {"global": noiseless}) if noiseless else None,
         )
         self.progress.step("report", 1)

@@ -72,7 +72,16 @@ def joined(parts: Sequence[Forecast | None]) -> Forecast | None:
         return None
     patient_N = np.concatenate([part.patient_N for part in there])
     order = np.argsort(patient_N, kind="stable")
-    names = ("low_NH", "middle_NH", "high_NH", "target_NH", "observed_NH", "anchor_N", "patient_N", "time_us_N")
+    names = (
+        "low_NH",
+        "middle_NH",
+        "high_NH",
+        "target_NH",
+        "observed_NH",
+        "anchor_N",
+        "patient_N",
+        "time_us_N",
+    )
     return replace(there[0], **{n: np.concatenate([getattr(p, n) for p in there])[order] for n in names})
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.schema import Config
 from conf import schema
+from conf.schema import Config
 from twin import models, tasks
 from twin.models.network import Network
 from twin.tasks.glucose import CHANGE_MG_DL, GlucoseTask
@@ -97,7 +97,9 @@ def _whitening(table_NF: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ridge(white_NF: Tensor, path_NH: Tensor) -> Tensor:
     gram = white_NF.T @ white_NF / len(white_NF)
-    return torch.linalg.solve(gram + 1e-3 * torch.eye(len(gram), dtype=gram.dtype), white_NF.T @ path_NH / len(path_NH))
+    return torch.linalg.solve(
+        gram + 1e-3 * torch.eye(len(gram), dtype=gram.dtype), white_NF.T @ path_NH / len(path_NH)
+    )
 
 
 def _shapes(forecast_NH: Tensor, shapes: int) -> Tensor:

@@ -122,7 +122,9 @@ def adapt_site(network: Network, task: PathTask, examples: Examples) -> SiteMode
         log_spread_2H=spread,
         precision=precision,
         patient_precision=patient_precision,
-        patient_spread_windows=shrinkage(unseen_NH, view.spread_N2H * spread.exp(), examples, *view.early_late()),
+        patient_spread_windows=shrinkage(
+            unseen_NH, view.spread_N2H * spread.exp(), examples, *view.early_late()
+        ),
     )
 
 

@@ -60,7 +60,9 @@ class Moments:
     def error(self, shift_PHD: Tensor) -> Tensor:
         """Sum of squared rests of a model whose weights have moved by `shift`, P × H."""
         moved = (self.gram_PHDD @ shift_PHD.unsqueeze(-1)).squeeze(-1)
-        return (self.square_PH - 2.0 * (self.cross_PHD * shift_PHD).sum(-1) + (moved * shift_PHD).sum(-1)).clamp(min=0)
+        return (
+            self.square_PH - 2.0 * (self.cross_PHD * shift_PHD).sum(-1) + (moved * shift_PHD).sum(-1)
+        ).clamp(min=0)
 
     def fit(self, precision: float) -> Tensor:
         """The shift of the weights with the greatest posterior under N(0, 1/precision) each, P × H × D.

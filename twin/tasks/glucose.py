@@ -80,7 +80,6 @@ def _columns() -> tuple[str, ...]:
         "day_cos",
         "halfday_sin",
         "halfday_cos",
-        *(f"has_{name}" for name in OPTIONAL_SIGNALS),
         "one",
     )
 
@@ -167,8 +166,10 @@ class GlucoseTask:
             (_binned(x[:, :, _CARBS]) / 30.0).clamp(max=8.0),
             (has[:, 2] * (x[:, -1, _BASAL] - 1.0))[:, None],
             _heart(x[:, :, _HEART]),
-            torch.stack([x[:, -6:, _STEPS].sum(1) / 600.0, x[:, :, _STEPS].sum(1) / 2000.0], dim=1).clamp(max=4.0),
-            examples.static_NS,
+            torch.stack([x[:, -6:, _STEPS].sum(1) / 600.0, x[:, :, _STEPS].sum(1) / 2000.0], dim=1).clamp(
+                max=4.0
+            ),
+            examples.static_NS[:, :4],
             torch.ones_like(level)[:, None],
         ]
         return torch.cat(parts, dim=1)
@@ -255,7 +256,9 @@ def _series(
     return x
 
 
-def _static(others: dict[str, Track], clock: Clock, patient_N: np.ndarray, now_us_N: np.ndarray) -> np.ndarray:
+def _static(
+    others: dict[str, Track], clock: Clock, patient_N: np.ndarray, now_us_N: np.ndarray
+) -> np.ndarray:
     day = 2.0 * math.pi * (now_us_N % 86_400_000_000) / 86_400_000_000
     clockwork = [np.sin(day), np.cos(day), np.sin(2 * day), np.cos(2 * day)]
     seen = [seen_before(others[name], clock, patient_N, now_us_N) for name in OPTIONAL_SIGNALS]
@@ -284,7 +287,9 @@ def _heart(heart_NT: Tensor) -> Tensor:
     recent = heart_NT[:, -3:].sum(1) / known[:, -3:].sum(1).clamp(min=1.0)
     usual = heart_NT.sum(1) / known.sum(1).clamp(min=1.0)
     live = known[:, -3:].amax(1)
-    return torch.stack([live * (recent - 80.0) / 20.0, live * (recent - usual) / 20.0], dim=1).clamp(-4.0, 4.0)
+    return torch.stack([live * (recent - 80.0) / 20.0, live * (recent - usual) / 20.0], dim=1).clamp(
+        -4.0, 4.0
+    )
 
 
 def _pinball(error: Tensor, quantile: float) -> Tensor:

@@ -84,7 +84,9 @@ class HeartTask:
             series_NTC=torch.zeros(n, 0, 0),
             static_NS=torch.from_numpy(static.astype(np.float32)),
             anchor_N=torch.zeros(n),
-            target_NH=torch.from_numpy((label_P[labelled].to_numpy(np.float32) > 0).astype(np.float32)[:, None]),
+            target_NH=torch.from_numpy(
+                (label_P[labelled].to_numpy(np.float32) > 0).astype(np.float32)[:, None]
+            ),
             observed_NH=torch.ones(n, 1, dtype=torch.bool),
             patient_N=torch.from_numpy(np.flatnonzero(labelled).astype(np.int64)),
             time_us_N=torch.zeros(n, dtype=torch.int64),
@@ -147,7 +149,9 @@ def _label(site: Site) -> pd.Series:
             f"{wrong} of {len(label_P)} rows of patients.csv hold something else."
         )
     if not label_P.notna().any():
-        raise DataError(f"site {site.name!r}: no patient has a {LABEL}; task=heart has nothing to learn there.")
+        raise DataError(
+            f"site {site.name!r}: no patient has a {LABEL}; task=heart has nothing to learn there."
+        )
     return label_P
 
 

@@ -83,7 +83,12 @@ class Levels:
 
 
 def levels_before(
-    rows: Track, clock: Clock, patient_N: np.ndarray, now_us_N: np.ndarray, lags_min_T: np.ndarray, carry_min: float
+    rows: Track,
+    clock: Clock,
+    patient_N: np.ndarray,
+    now_us_N: np.ndarray,
+    lags_min_T: np.ndarray,
+    carry_min: float,
 ) -> Levels:
     """The signal at `now - lag`, from what was observed by `now`; arrays NT.
 
@@ -111,9 +116,7 @@ def levels_before(
     )
     share = np.where(between, age_min / np.where(gap_min > 0, gap_min, 1.0), 0.0)
     value = rows.value_R[left] + share * (rows.value_R[right] - rows.value_R[left])
-    return Levels(
-        value=np.where(known, value, 0.0), known=known, age_min=np.where(known, age_min, carry_min)
-    )
+    return Levels(value=np.where(known, value, 0.0), known=known, age_min=np.where(known, age_min, carry_min))
 
 
 def sums_before(
@@ -140,7 +143,12 @@ def seen_before(rows: Track, clock: Clock, patient_N: np.ndarray, now_us_N: np.n
 
 
 def values_after(
-    rows: Track, clock: Clock, patient_N: np.ndarray, now_us_N: np.ndarray, horizons_min_H: np.ndarray, within_min: float
+    rows: Track,
+    clock: Clock,
+    patient_N: np.ndarray,
+    now_us_N: np.ndarray,
+    horizons_min_H: np.ndarray,
+    within_min: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The observation nearest to `now + horizon`, if one lies within `within_min` of it.
 
