@@ -10,7 +10,7 @@ from simulate.table import show
 
 
 def summary(site: str = "north") -> dict[str, object]:
-    figures = {
+    figures: dict[str, dict[str, dict[str, float | None]]] = {
         "personal": {"rmse_30_mg_dl": {"value": 18.016, "low": 9.008, "high": 27.024}},
         "local": {"rmse_30_mg_dl": {"value": None, "low": None, "high": None}},
     }
