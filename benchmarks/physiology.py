@@ -1,4 +1,6 @@
-"""Print the error of the solver's step and its speed: `python benchmarks/physiology.py`.
+"""Print the error of the solver's step and its speed.
+
+Run it from the root: PYTHONPATH=. .venv/bin/python benchmarks/physiology.py
 
 Error: greatest deviation of plasma glucose over 24 h with three meals and boluses from an adaptive
 solver (LSODA, rtol 1e-10) of the same right-hand side, over people of every kind. The solver is
@@ -11,12 +13,9 @@ from __future__ import annotations
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from scipy.integrate import solve_ivp
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from twin.connectors.virtual import public_population, virtual_sites
 from twin.physiology.cohort import KINDS
@@ -48,22 +47,27 @@ def main() -> None:
     """Print all three tables."""
     subjects, ratio = _everyone()
     exact = _exact(subjects, ratio)
-    print(f"error of plasma glucose, {len(subjects)} people, 24 h, three meals and boluses (mg/dL)")
-    print(f"{'step, min':>10} {'greatest':>10} {'rms':>10}")
+    say(f"error of plasma glucose, {len(subjects)} people, 24 h, three meals and boluses (mg/dL)")
+    say(f"{'step, min':>10} {'greatest':>10} {'rms':>10}")
     for step_min in STEPS_MIN:
         error = np.abs(_fixed(subjects, ratio, step_min) - exact)
-        print(f"{step_min:10.1f} {error.max():10.4f} {np.sqrt((error**2).mean()):10.4f}")
-    print("\nspeed of the solver (patient-days per second)")
-    print(f"{'people':>10} " + " ".join(f"{f'step {s} min':>14}" for s in STEPS_MIN[1:3]))
+        say(f"{step_min:10.1f} {error.max():10.4f} {np.sqrt((error**2).mean()):10.4f}")
+    say("\nspeed of the solver (patient-days per second)")
+    say(f"{'people':>10} " + " ".join(f"{f'step {s} min':>14}" for s in STEPS_MIN[1:3]))
     for count in PEOPLE:
-        print(f"{count:10d} " + " ".join(f"{_speed(count, s):14.0f}" for s in STEPS_MIN[1:3]))
-    print("\nwhole populations, with habits, sensors and tables (s)")
+        say(f"{count:10d} " + " ".join(f"{_speed(count, s):14.0f}" for s in STEPS_MIN[1:3]))
+    say("\nwhole populations, with habits, sensors and tables (s)")
     began = time.perf_counter()
     virtual_sites(sites=4, patients_per_site=16, days=14, seed=0)
-    print(f"{'4 hospitals of 16 people, 14 days':>36} {time.perf_counter() - began:6.2f}")
+    say(f"{'4 hospitals of 16 people, 14 days':>36} {time.perf_counter() - began:6.2f}")
     began = time.perf_counter()
     public_population()
-    print(f"{'public, 96 people, 10 days':>36} {time.perf_counter() - began:6.2f}")
+    say(f"{'public, 96 people, 10 days':>36} {time.perf_counter() - began:6.2f}")
+
+
+def say(line: str) -> None:
+    """Write a line to the terminal."""
+    sys.stdout.write(f"{line}\n")
 
 
 def _everyone() -> tuple[Subjects, Array]:
