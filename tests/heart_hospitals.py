@@ -40,6 +40,6 @@ def write_folder(root: Path, patients: int = 12) -> Path:
     return root
 
 
-def settings(folder: Path, *overrides: str) -> Config:
-    """A configuration of four private rounds over the folder."""
-    return load(["data=folder", f"data.path={folder}", "task=heart", "rounds=4", *overrides])
+def settings(folder: Path, *overrides: str, rounds: int = 4) -> Config:
+    """A configuration of some private rounds over the folder."""
+    return load(["data=folder", f"data.path={folder}", "task=heart", f"rounds={rounds}", *overrides])

@@ -1,0 +1,157 @@
+"""SIGKILL before and after every commit, and at random instants: nothing is lost or spent twice.
+
+A driver in a process of its own imports everything once and forks a child per kill; the child runs
+the federation as a user would, and dies by SIGKILL inside SQLite's own calls or by its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.heart_hospitals import write_folder
+
+ROOT = Path(__file__).parents[2]
+
+DRIVER = '''
+import json, os, random, shutil, signal, sqlite3, sys, time
+from pathlib import Path
+
+import torch
+torch.set_num_threads(1)
+from client.site import open_ledger, site_examples, site_names
+from simulate.federation import run_federation
+from tests.heart_hospitals import settings
+
+folder, work, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+config = settings(folder, "sites=[alpha,beta]", "strategy=fedadam", rounds=2)
+for name in site_names(config):
+    site_examples(config, name)
+real_connect = sqlite3.connect
+
+
+def child(directory, act):
+    """Runs act in a forked process and waits for it; gives how it ended."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            act(directory)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def wait(pid):
+    return os.waitpid(pid, 0)[1]
+
+
+def run(directory):
+    run_federation(config, directory=directory)
+
+
+def run_and_die(at, after):
+    """Runs the federation and dies just before or just after commit number `at`."""
+    def act(directory):
+        commits = 0
+
+        class Deadly(sqlite3.Connection):
+            def execute(self, sql, *parameters):
+                nonlocal commits
+                if sql != "COMMIT":
+                    return super().execute(sql, *parameters)
+                commits += 1
+                if commits == at and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                done = super().execute(sql, *parameters)
+                if commits == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return done
+
+        sqlite3.connect = lambda *a, **k: real_connect(*a, factory=Deadly, **k)
+        run(directory)
+    return act
+
+
+def outcome(directory):
+    """What is on disk once it is done: model, and what each ledger was charged."""
+    result = run_federation(config, directory=directory)
+    charges = {}
+    for name in site_names(config):
+        with open_ledger(config, directory, name) as ledger:
+            charges[name] = [(p.plan_hash, p.steps_reserved, p.rounds_complete) for p in ledger.plans()]
+    return {"sha256": result.sha256, "charges": charges, "rounds": result.rounds_committed,
+            "spent": {name: site.epsilon for name, site in result.sites.items()}}
+
+
+def resume_and_judge(directory):
+    (directory / "outcome.json").write_text(json.dumps(outcome(directory), sort_keys=True))
+
+
+def finish(directory):
+    assert wait(child(directory, resume_and_judge)) == 0
+    text = (directory / "outcome.json").read_text()
+    shutil.rmtree(directory)
+    return text
+
+
+begun = time.monotonic()
+assert wait(child(work / "calm", run)) == 0
+calm_s = time.monotonic() - begun
+expected = finish(work / "calm")
+outcomes, killed = [], 0
+if what == "commits":
+    at = 1
+    while True:
+        home = work / f"commit-{at}"
+        died = wait(child(home, run_and_die(at, after=at % 2 == 0)))
+        if died == 0:
+            break
+        assert died == signal.SIGKILL
+        killed += 1
+        # Killed a second time on the way back, a little later.
+        wait(child(home, run_and_die(2, after=at % 2 == 1)))
+        outcomes.append(finish(home))
+        at += 1
+else:
+    draws = random.Random(7)
+    for number in range(12):
+        home = work / f"instant-{number}"
+        for _ in range(2):
+            pid = child(home, run)
+            time.sleep(draws.uniform(0, calm_s))
+            os.kill(pid, signal.SIGKILL)
+            killed += wait(pid) == signal.SIGKILL
+        outcomes.append(finish(home))
+print(json.dumps({"expected": expected, "outcomes": outcomes, "killed": killed}))
+'''
+
+
+@pytest.mark.parametrize(("what", "least"), [("commits", 25), ("instants", 6)])
+def test_a_killed_federation_ends_bit_for_bit_as_an_undisturbed_one(
+    tmp_path: Path, what: str, least: int
+) -> None:
+    folder = write_folder(tmp_path / "data")
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    done = subprocess.run(
+        [sys.executable, str(driver), str(folder), str(tmp_path / "work"), what],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    expected = json.loads(told["expected"])
+    assert expected["rounds"] == 2
+    assert all(len(plans) == 1 and plans[0][1:] == [2, 2] for plans in expected["charges"].values())
+    assert told["killed"] >= least
+    assert [json.loads(text) for text in told["outcomes"]] == [expected] * len(told["outcomes"])
