@@ -193,7 +193,7 @@ def test_a_failure_while_writing_takes_back_what_was_written(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match="No space"):
         convert([Job(name="hall", source=good), Job(name="colas", source=good)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

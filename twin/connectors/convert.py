@@ -109,7 +109,10 @@ def convert(jobs: Sequence[Job], out: Path) -> ConversionReport:
         raise DataError(
             f"{out} holds {', '.join(there)} already; nothing was written. Remove it or choose another OUT."
         )
-    _write_all(sites, out)
+    try:
+        _write_all(sites, out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error.strerror}); nothing was left there.") from error
     return ConversionReport(out=out, sites=sites)
 
 

@@ -107,7 +107,11 @@ def read_sites(
         problems.append(Problem(where=str(root), what="holds no site folder", fix=LAYOUT))
     readings = []
     for folder in folders:
-        readings.append(read_site(folder, timezone))
+        try:
+            readings.append(read_site(folder, timezone))
+        except OSError as error:
+            what = f"cannot be listed ({error.strerror})"
+            problems.append(Problem(where=folder.name, what=what, fix="check its permissions"))
         if done:
             done(folder.name)
     if readings and not any(reading.site.patients.size or len(reading.site.patients) for reading in readings):
