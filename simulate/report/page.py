@@ -190,23 +190,37 @@ def _rounds_chart(data: ReportData, rows: list[RoundRow], site: str) -> Markup:
 
 
 def _clouds(data: ReportData) -> dict[str, Any]:
-    """Clarke grids for glucose, ROC and calibration for labels; one of all sites if there are many."""
-    if not data.pairs:
-        return {"kind": "none"}
+    """Clarke grids for glucose, ROC and calibration for labels, model by model."""
+    models = in_order(list(dict.fromkeys(one.model for one in data.pairs)))
+    if not models:
+        return {"kind": "none", "groups": []}
+    by_model = [(model, [one for one in data.pairs if one.model == model]) for model in models]
     if data.pairs[0].horizon_min == 0:
-        pairs = data.pairs[:COLOURS]
-        return {
-            "kind": "binary",
-            "model": pairs[0].model,
-            "roc": roc(pairs, "ROC curves of the sites"),
-            "calibration": calibration(pairs, "Calibration curves of the sites"),
-        }
-    pairs = data.pairs if len(data.pairs) <= MOST_CLOUDS else (_together(data.pairs),)
-    grids = [
-        (one, clarke_grid(one, f"Clarke error grid, {one.site}", data.unit), zone_shares(one))
-        for one in pairs
+        curves = [(model, _curves_of_labels(pairs[:COLOURS], model)) for model, pairs in by_model]
+        return {"kind": "binary", "groups": curves}
+    grids = [(model, _grids(pairs, data.unit)) for model, pairs in by_model]
+    return {"kind": "clarke", "groups": grids, "horizon_min": data.pairs[0].horizon_min}
+
+
+def _curves_of_labels(pairs: Sequence[Pairs], model: str) -> tuple[Markup, Markup]:
+    name = label(model)
+    return (
+        roc(pairs, f"ROC curves of the sites, {name} model"),
+        calibration(pairs, f"Calibration curves of the sites, {name} model"),
+    )
+
+
+def _grids(pairs: Sequence[Pairs], unit: str) -> list[tuple[Pairs, Markup, list[tuple[str, float]]]]:
+    """A grid for each site, or one of all sites together if there are many."""
+    drawn = pairs if len(pairs) <= MOST_CLOUDS else (_together(pairs),)
+    return [
+        (
+            one,
+            clarke_grid(one, f"Clarke error grid, {one.site}, {label(one.model)} model", unit),
+            zone_shares(one),
+        )
+        for one in drawn
     ]
-    return {"kind": "clarke", "grids": grids, "model": pairs[0].model, "horizon_min": pairs[0].horizon_min}
 
 
 def _together(pairs: Sequence[Pairs]) -> Pairs:

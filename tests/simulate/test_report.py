@@ -287,3 +287,12 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     ticks = Scale(low=low, high=high, start=0.0, end=100.0).ticks()
     assert 2 <= len(ticks) <= 7
     assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
+
+
+def test_two_models_have_clouds_of_their_own_and_many_hospitals_share_one() -> None:
+    data = glucose_data()
+    other = tuple(replace(one, model="global") for one in data.pairs)
+    both = render(replace(data, pairs=data.pairs + other))
+    assert both.count('aria-label="Clarke error grid') == 4
+    many = tuple(replace(one, site=f"{one.site} {k}") for one in data.pairs for k in range(5))
+    assert render(replace(data, pairs=many)).count('aria-label="Clarke error grid') == 1
