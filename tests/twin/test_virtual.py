@@ -136,6 +136,13 @@ def test_one_patient_for_one_day_is_enough() -> None:
     assert len(glucose(site)) > 100
 
 
+def test_a_thousand_patients_keep_their_order() -> None:
+    (site,) = virtual_sites(sites=1, patients_per_site=1001, days=1, seed=0)
+    assert site.patients.index.is_monotonic_increasing
+    assert site.observations["patient_id"].is_monotonic_increasing
+    assert site.patients.index[-1] == "hospital_1-1001"
+
+
 def test_the_public_population_is_always_the_same_draw(public: Site) -> None:
     pd.testing.assert_frame_equal(public.observations, public_population().observations)
 

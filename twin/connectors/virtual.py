@@ -248,9 +248,10 @@ def _site(name: str, parts: list[tuple[Lives, np.random.SeedSequence]]) -> Site:
     patients: list[pd.DataFrame] = []
     steps: dict[str, list[float]] = {}
     gaps = censored = 0
+    all_ids = _ids(name, sum(len(life.subjects) for life, _ in parts))
     for life, seed in parts:
-        offset = sum(len(p) for p in patients)
-        ids = np.array([f"{name}-{offset + k + 1:03d}" for k in range(len(life.subjects))], dtype=object)
+        first = sum(len(p) for p in patients)
+        ids = all_ids[first : first + len(life.subjects)]
         values_PGT, signals, lost, clipped = _values(life, stream(seed, "records"))
         tables.append(_table(values_PGT, signals, ids))
         patients.append(
@@ -276,6 +277,12 @@ def _site(name: str, parts: list[tuple[Lives, np.random.SeedSequence]]) -> Site:
             fixed={"set to the sensor's limit of 40 or 400 mg/dL: glucose": censored},
         ),
     )
+
+
+def _ids(name: str, count: int) -> NDArray[np.object_]:
+    """Pseudonyms "<name>-001" …, wide enough that their order is that of their numbers."""
+    width = max(3, len(str(count)))
+    return np.array([f"{name}-{k + 1:0{width}d}" for k in range(count)], dtype=object)
 
 
 def _step_min(signal: str, group: Group) -> float:

@@ -171,14 +171,8 @@ def derivatives(states_SP: Array, subjects: Subjects, inputs: Inputs) -> Array:
     rates_SP[X1] = p.ka1_per_min * (p.sit * action - x1)
     rates_SP[X2] = p.ka2_per_min * (p.sid * action - x2)
     rates_SP[X3] = p.ka3_per_min * (p.sie * action - x3)
-    rates_SP[Q1] = (
-        production
-        + appearance
-        + back
-        - transport
-        - insulin_independent_uptake(glucose, p)
-        - renal_excretion(glucose, p)
-    )
+    lost = insulin_independent_uptake(glucose, p) + renal_excretion(glucose, p)
+    rates_SP[Q1] = production + appearance + back - transport - lost
     rates_SP[Q2] = transport - back - x2 * q2
     rates_SP[D1] = -from_first_gut
     rates_SP[D2] = from_first_gut - appearance
