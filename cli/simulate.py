@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.words import OVERRIDE_DOC, parser, read, settings
+from cli.words import OVERRIDE_DOC, output, parser, read, settings
 from conf.errors import ConfigError
 
 if TYPE_CHECKING:  # torch, Flower and Hydra come only when a run begins; --help does without
@@ -69,12 +69,10 @@ def show(result: RunResult, unit: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.summary, indent=2, allow_nan=False))
         return
-    from rich.console import Console
-
     from simulate.table import show as show_table
 
     report = result.directory / "report.html"
-    show_table(result.summary, Console(), unit, report=report if report.exists() else result.directory)
+    show_table(result.summary, output(), unit, report=report if report.exists() else result.directory)
 
 
 def watched(work: Callable[[Progress], RunResult], directory: Path) -> RunResult:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cli.simulate import at_directory, simulate_one
+from cli.words import output
 from conf.errors import TwinwardError
 from conf.load import load_sweep
 from conf.schema import Config
@@ -56,7 +56,7 @@ def sweep(words: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps([_record(outcome) for outcome in outcomes], indent=2, allow_nan=False))
     else:
-        Console().print(_table(outcomes, runs[0][1].task.unit))
+        output().print(_table(outcomes, runs[0][1].task.unit))
         print(f"\nAll figures: {folder / 'sweep.csv'}")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 

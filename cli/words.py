@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from conf.describe import Key, groups, keys
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OVERRIDE_DOC = "settings, `group=option` or `key=value`"
 
@@ -29,6 +35,14 @@ def read(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Name
         SystemExit: of argparse, 0 after help and 2 after a usage error.
     """
     return parser.parse_intermixed_args(words)
+
+
+def output() -> Console:
+    """Where results are printed: as wide as the terminal, and in a log wide enough for a table."""
+    from rich.console import Console
+
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 120)
 
 
 def settings() -> str:
