@@ -105,21 +105,22 @@ def line_chart(
     for tick in xs if len(xs) <= 8 else across.ticks(6):
         drawing.text(across(tick), 204.0, f"{tick:g}", "t faint", "middle")
     drawing.text((across.start + across.end) / 2, 224.0, x_label, "t faint", "middle")
-    for line in lines:
-        _line(drawing, line, across, up)
+    for number, line in enumerate(lines):
+        _line(drawing, line, across, up, aside=4.0 * (number - (len(lines) - 1) / 2))
     for y, line in _apart([(up(_last(line)), line) for line in lines if line.label and _any(line)]):
         drawing.text(across.end + 8.0, y + 4.0, line.label, f"t name {line.css}")
     return drawing.done()
 
 
-def _line(drawing: Drawing, line: Line, across: Scale, up: Scale) -> None:
+def _line(drawing: Drawing, line: Line, across: Scale, up: Scale, *, aside: float) -> None:
+    """The line, its points and their intervals, which stand `aside` so that they do not cover each other."""
     band = [
         (across(x), up(low), up(high))
         for x, low, high in zip(line.x_K, line.low_K, line.high_K, strict=True)
         if math.isfinite(low) and math.isfinite(high)
     ]
     for x, low, high in band:
-        drawing.line(x, low, x, high, f"whisker {line.css}")
+        drawing.line(x + aside, low, x + aside, high, f"whisker {line.css}")
     points = [(across(x), up(y)) for x, y in zip(line.x_K, line.y_K, strict=True) if math.isfinite(y)]
     drawing.path(points, f"line {line.css}")
     if len(points) <= 12:
