@@ -125,6 +125,8 @@ class GlucoseTask:
         keep = observed_NH.any(axis=1)
         rows, patient_N, now_us_N = rows[keep], patient_N[keep], now_us_N[keep]
         others = {s: track(site.observations, s, patients, clock) for s in OPTIONAL_SIGNALS}
+        energy = track(site.observations, "energy_intake", patients, clock)
+        others["carbohydrates"] = _meals(others["carbohydrates"], energy)
         return Examples(
             series_NTC=_float(_series(glucose, others, clock, patient_N, now_us_N)),
             static_NS=_float(_static(others, clock, patient_N, now_us_N)),
@@ -238,6 +240,25 @@ class GlucoseTask:
         h = len(HORIZONS_MIN)
         spread = outputs_NO[:, h:].clamp(-5.0, 3.0).exp()
         return outputs_NO[:, :h], spread[:, :h], spread[:, h:]
+
+
+def _meals(carbohydrates: Track, energy: Track) -> Track:
+    """Carbohydrates (g); of patients who have none but have energy (kcal), half of it as carbohydrates.
+
+    A public rule of thumb (45-60 % of energy, EFSA 2010, doi 10.2903/j.efsa.2010.1462; 4 kcal/g).
+    """
+    instead = ~np.isin(energy.patient_R, carbohydrates.patient_R)
+    key_R = np.concatenate([carbohydrates.key_R, energy.key_R[instead]])
+    order = np.argsort(key_R, kind="stable")
+    names = ("patient_R", "time_us_R", "value_R")
+    joined = {
+        name: np.concatenate([getattr(carbohydrates, name), getattr(energy, name)[instead]])[order]
+        for name in names
+    }
+    joined["value_R"] = np.where(
+        np.isin(joined["patient_R"], carbohydrates.patient_R), joined["value_R"], joined["value_R"] * 0.125
+    )
+    return Track(key_R=key_R[order], **joined)
 
 
 def _series(
