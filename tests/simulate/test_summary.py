@@ -62,7 +62,10 @@ def forecast(seed: int = 0) -> Forecast:
 
 @pytest.fixture
 def judged() -> Judged:
-    models: dict[str, dict[str, Forecast | None]] = {"global": {"north": forecast()}, "local": {"north": None}}
+    models: dict[str, dict[str, Forecast | None]] = {
+        "global": {"north": forecast()},
+        "local": {"north": None},
+    }
     return judge(models, METRICS, samples=100, level=0.95, seed=0)
 
 
