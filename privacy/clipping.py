@@ -15,7 +15,7 @@ patient, which is slower and right for every model.
 What is assumed of the model: the loss of a window depends on that window alone. Layers that mix
 windows (BatchNorm) are refused.
 
-Shapes: N windows, P patients, K patients of a chunk, M most windows of a patient in a chunk,
+Shapes: N windows, P patients, K patients of a chunk,
 S steps on shared axes (time) of a layer, I inputs and O outputs of a layer, D parameters.
 """
 
@@ -187,16 +187,21 @@ def _gradients(
     with Recorder(model) as recorder:
         losses_N = _losses(forward, patient_N)
     weights_N = _window_weights(patient_N, patients, losses_N)
+    order_N = torch.argsort(patient_N, stable=True)
     try:
-        book = recorder.book((losses_N * weights_N).sum(), windows=len(patient_N))
+        book = recorder.book((losses_N * weights_N).sum(), order_N)
     except NotBookkeepable as reason:
         if method == "bookkeeping":
             raise PrivacyError(f"Book-keeping does not fit this model: {reason} Use method=auto.") from None
         yield from _loop(model, losses_N, patient_N, patients)
         return
     size = sum(value.numel() for value in _trainable(model).values())
-    for index_K, windows_KM, used_KM in _padded(patient_N, most=max(1, FLOATS_AT_ONCE // size)):
-        yield index_K, book.gradients(windows_KM, used_KM)
+    index_P, counts_P = torch.unique(patient_N, return_counts=True)
+    start, most = 0, max(1, FLOATS_AT_ONCE // size)
+    for index_K, counts_K in zip(index_P.split(most), counts_P.split(most), strict=True):
+        counts = counts_K.tolist()
+        yield index_K.to(losses_N.device), book.gradients(start, counts)
+        start += sum(counts)
 
 
 def _loop(
@@ -211,25 +216,6 @@ def _loop(
         )
         named = {name: value.unsqueeze(0) for name, value in zip(parameters, gradients, strict=True)}
         yield patient.reshape(1).to(losses_N.device), named
-
-
-def _padded(patient_N: Tensor, *, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of at most `most` patients of like numbers of windows: (index_K, windows_KM, used_KM)."""
-    order_N = torch.argsort(patient_N, stable=True)
-    index_P, counts_P = torch.unique(patient_N, return_counts=True)
-    starts_P = counts_P.cumsum(0) - counts_P
-    by_count = torch.argsort(counts_P)
-    start = 0
-    while start < len(by_count):
-        smallest = int(counts_P[by_count[start]])
-        chunk = by_count[start : start + most]
-        chunk = chunk[counts_P[chunk] <= 2 * smallest]
-        start += len(chunk)
-        slots_M = torch.arange(int(counts_P[chunk].max()), device=patient_N.device)
-        used_KM = slots_M[None] < counts_P[chunk, None]
-        first_K1 = starts_P[chunk, None]
-        windows_KM = order_N[first_K1 + slots_M[None] * used_KM]
-        yield index_P[chunk], windows_KM, used_KM
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

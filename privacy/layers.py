@@ -35,22 +35,38 @@ def keeps_book(model: nn.Module) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One layer over all its calls: inputs_NSI and gradients_NSO at its outputs (weights included)."""
+    """One layer over all its calls, windows ordered by patient.
+
+    Attributes:
+        inputs_NSI: what the layer saw; for a convolution a view of four axes, (N, S, channels, taps).
+        gradients_NSO: of the total at the layer's outputs, the weights of windows included.
+    """
 
     prefix: str
     layer: nn.Module
     inputs_NSI: Tensor
     gradients_NSO: Tensor
 
-    def patients(self, windows_KM: Tensor, used_KM: Tensor) -> dict[str, Tensor]:
-        """Gradients of K patients for the layer's trainable parameters."""
-        gradients = (self.gradients_NSO[windows_KM] * used_KM[:, :, None, None]).flatten(1, 2)
+    def patients(self, start: int, counts_K: list[int]) -> dict[str, Tensor]:
+        """Gradients of K consecutive patients for the layer's trainable parameters."""
+        if len(set(counts_K)) <= 1:
+            return self._alike(start, len(counts_K), counts_K[0])
+        parts = []
+        for count in counts_K:
+            parts.append(self._alike(start, 1, count))
+            start += count
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _alike(self, start: int, patients: int, count: int) -> dict[str, Tensor]:
+        """The same for patients of equally many windows: one batched product."""
+        rows = slice(start, start + patients * count)
+        gradients = self.gradients_NSO[rows].reshape(patients, -1, self.gradients_NSO.shape[-1])
         named: dict[str, Tensor] = {}
         weight = self.layer.get_parameter("weight")
         if weight.requires_grad:
-            inputs = self.inputs_NSI[windows_KM].flatten(1, 2)
+            inputs = self.inputs_NSI[rows].reshape(*gradients.shape[:2], -1)
             product_KOI = torch.bmm(gradients.transpose(1, 2), inputs)
-            named[f"{self.prefix}weight"] = product_KOI.reshape(len(windows_KM), *weight.shape)
+            named[f"{self.prefix}weight"] = product_KOI.reshape(patients, *weight.shape)
         if self.layer.bias is not None and self.layer.get_parameter("bias").requires_grad:
             named[f"{self.prefix}bias"] = gradients.sum(1)
         return named
@@ -63,11 +79,11 @@ class Book:
     records: tuple[LayerRecord, ...]
     idle: dict[str, Tensor]
 
-    def gradients(self, windows_KM: Tensor, used_KM: Tensor) -> dict[str, Tensor]:
-        """Explicit gradients of K patients, whose windows are `windows_KM` where `used_KM`."""
-        named = {name: value.new_zeros(len(windows_KM), *value.shape) for name, value in self.idle.items()}
+    def gradients(self, start: int, counts_K: list[int]) -> dict[str, Tensor]:
+        """Explicit gradients of K consecutive patients: of how many windows each, from window `start`."""
+        named = {name: value.new_zeros(len(counts_K), *value.shape) for name, value in self.idle.items()}
         for record in self.records:
-            named.update(record.patients(windows_KM, used_KM))
+            named.update(record.patients(start, counts_K))
         return named
 
 
@@ -112,8 +128,12 @@ class Recorder:
 
         return record
 
-    def book(self, total: Tensor, *, windows: int) -> Book:
+    def book(self, total: Tensor, order_N: Tensor) -> Book:
         """What gradients of patients are made from, by one backward pass of `total`.
+
+        Args:
+            total: the weighted sum of the losses of all windows.
+            order_N: the windows ordered by patient.
 
         Raises:
             NotBookkeepable: a layer's first axis is not surely the windows, or an input was
@@ -122,7 +142,7 @@ class Recorder:
         if self._by_keyword:
             raise NotBookkeepable(f"Layer {self._by_keyword[0]} is called with keywords only.")
         for call in self._calls:
-            self._check(call, windows)
+            self._check(call, len(order_N))
         edges = [call.edge for call in self._calls]
         if not edges or not total.requires_grad:
             raise NotBookkeepable("The loss does not depend on any Linear or Conv1d layer that was called.")
@@ -133,7 +153,10 @@ class Recorder:
                 pairs.setdefault(call.name, []).append(
                     _shared(self._layers[call.name], call.inputs, gradient)
                 )
-        records = tuple(self._record(name, found) for name, found in pairs.items())
+        ordered = bool((order_N.diff() == 1).all())
+        records = tuple(
+            self._record(name, found, None if ordered else order_N) for name, found in pairs.items()
+        )
         owned = {f"{name}.{kind}".lstrip(".") for name in pairs for kind in ("weight", "bias")}
         idle: dict[str, Tensor] = {
             name: p for name, p in self._model.named_parameters() if p.requires_grad and name not in owned
@@ -155,12 +178,16 @@ class Recorder:
         if call.inputs._version != call.version:
             raise NotBookkeepable(f"The input of layer {call.name} was overwritten in place.")
 
-    def _record(self, name: str, pairs: list[tuple[Tensor, Tensor]]) -> LayerRecord:
+    def _record(self, name: str, pairs: list[tuple[Tensor, Tensor]], order_N: Tensor | None) -> LayerRecord:
+        inputs, gradients = pairs[0]
+        if len(pairs) > 1:
+            inputs = torch.cat([pair[0] for pair in pairs], dim=1)
+            gradients = torch.cat([pair[1] for pair in pairs], dim=1)
+        if order_N is not None:
+            inputs, gradients = inputs[order_N], gradients[order_N]
+        prefix = f"{name}." if name else ""
         return LayerRecord(
-            prefix=f"{name}." if name else "",
-            layer=self._layers[name],
-            inputs_NSI=torch.cat([inputs for inputs, _ in pairs], dim=1),
-            gradients_NSO=torch.cat([gradients for _, gradients in pairs], dim=1),
+            prefix=prefix, layer=self._layers[name], inputs_NSI=inputs, gradients_NSO=gradients
         )
 
 
@@ -175,7 +202,7 @@ def _is_known(layer: nn.Module) -> bool:
 
 
 def _shared(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs and gradients of a layer with all shared axes as one: (N, S, I), (N, S, O)."""
+    """Inputs and gradients of a layer with all shared axes as one: (N, S, I…), (N, S, O)."""
     if isinstance(layer, nn.Conv1d):
         return _unfolded(layer, inputs), gradients.transpose(1, 2)
     count = len(inputs)
@@ -183,14 +210,12 @@ def _shared(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> tuple[Tensor
 
 
 def _unfolded(layer: nn.Conv1d, inputs_NCT: Tensor) -> Tensor:
-    """What the kernel sees at every output step, (N, S, C × kernel)."""
-    kernel, dilation, stride = layer.kernel_size[0], layer.dilation[0], layer.stride[0]
-    reach = dilation * (kernel - 1)
+    """What the kernel sees at every output step, a view of (N, S, channels, taps)."""
+    dilation = layer.dilation[0]
+    reach = dilation * (layer.kernel_size[0] - 1)
     if layer.padding == "same":
         inputs_NCT = functional.pad(inputs_NCT, (reach // 2, reach - reach // 2))
-    elif not isinstance(layer.padding, str):
+    elif not isinstance(layer.padding, str) and layer.padding[0]:
         inputs_NCT = functional.pad(inputs_NCT, (layer.padding[0], layer.padding[0]))
-    device = inputs_NCT.device
-    starts_S = torch.arange(0, inputs_NCT.shape[2] - reach, stride, device=device)
-    taps_SK = starts_S[:, None] + dilation * torch.arange(kernel, device=device)[None]
-    return inputs_NCT[:, :, taps_SK].permute(0, 2, 1, 3).flatten(2)
+    seen_NCSK = inputs_NCT.unfold(2, reach + 1, layer.stride[0])[..., ::dilation]
+    return seen_NCSK.transpose(1, 2)
