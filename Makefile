@@ -22,7 +22,7 @@ simulate: $(STAMP)
 	$(VENV)/bin/twinward simulate $(ARGS)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,8 @@ import pytest
 from conf.load import from_yaml, load
 from conf.naming import run_directory
 
+pytestmark = pytest.mark.xdist_group("whole runs")  # one process shares the run that all look at
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "sites=2",
@@ -157,6 +159,7 @@ def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
+    # Python ends itself by the signal where it caught it in code that a C library runs; shells say 130 too.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "twinward simulate --resume long" in said
     assert "Traceback" not in said
