@@ -15,7 +15,7 @@ patient, which is slower and right for every model.
 What is assumed of the model: the loss of a window depends on that window alone. Layers that mix
 windows (BatchNorm) are refused.
 
-Shapes: N windows, P patients, K patients of a chunk, S steps on shared axes (time) of a layer, I inputs and O outputs of a layer, D parameters.
+Shapes: N windows, P patients, K patients of a chunk.
 """
 
 from __future__ import annotations

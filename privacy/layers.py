@@ -5,7 +5,8 @@ group), exactly these types: a subclass or a parametrised layer may compute some
 gradient of a patient for such a layer is the product of the gradients at its outputs with its
 inputs, summed over the patient's windows and time.
 
-Letters as in `privacy.clipping`.
+Shapes: N windows ordered by patient, K patients of a chunk, S steps on shared axes (time), I inputs and
+O outputs of a layer.
 """
 
 from __future__ import annotations
