@@ -75,7 +75,7 @@ def _gradients(folder: Path, examples: Examples) -> list[np.ndarray]:
         network = models.build(config.model, task)
         network.load_state_dict({k: torch.from_numpy(v) for k, v in prior.initial_state(config).items()})
         part = examples.at(examples.patient_N == patient)
-        task.loss(network(part), part).mean().backward()
+        task.loss(network(part), part).mean().backward()  # type: ignore[no-untyped-call]  # torch's stubs leave it untyped
         assert network.head.weight.grad is not None
         found.append(network.head.weight.grad.numpy().astype(np.float64))
     return found
