@@ -66,7 +66,7 @@ def new_hospital(
                 _at_count(config, task, wards, replace(split, limit=count), without, initial, network)
             )
             advance()
-        found[count] = join_models(parts)
+        found[count] = join_models(parts, splits)
     return _rows(config, task, NEW_HOSPITAL, found, metrics)
 
 
@@ -131,7 +131,9 @@ def new_patient(
         for days, found in _at_days(network, task, wards, split).items():
             parts[days].append(found)
         advance()
-    return _rows(config, task, NEW_PATIENT, {days: join_models(p) for days, p in parts.items()}, metrics)
+    return _rows(
+        config, task, NEW_PATIENT, {days: join_models(p, splits) for days, p in parts.items()}, metrics
+    )
 
 
 def _at_days(network: Network, task: PathTask, wards: Mapping[str, Ward], split: Split) -> dict[int, ByModel]:

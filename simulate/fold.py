@@ -23,6 +23,7 @@ from simulate.baselines import (
     logistic_outputs,
 )
 from simulate.central import train_centrally
+from simulate.intervals import figure
 from simulate.wards import Ward, join_models
 from trust.digest import Arrays
 from twin import models
@@ -181,10 +182,10 @@ def _logistic(task: Task, wards: Mapping[str, Ward], split: Split) -> ByModel:
 def headline(
     task: Task, forecasts: Mapping[str, Forecast | None], names: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """Figures of one model by site and metric, everybody counted once; sites without forecasts are left out."""
+    """Figures of one model by site and metric, everybody counted once."""
     chosen = [metric for metric in task.metrics() if metric.name in names]
     return {
-        site: {m.name: float(m(forecast, np.ones((1, len(forecast.patients))))[0]) for m in chosen}
+        site: {m.name: float(figure(m, forecast, np.ones((1, len(forecast.patients))))[0]) for m in chosen}
         for site, forecast in forecasts.items()
         if forecast is not None and len(forecast.patient_N)
     }
@@ -207,4 +208,4 @@ def global_forecasts(
         }
         for split, state in zip(splits, federated, strict=True)
     ]
-    return join_models(parts)["global"]
+    return join_models(parts, splits)["global"]

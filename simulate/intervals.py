@@ -159,7 +159,17 @@ def _figures(
 ) -> dict[str, np.ndarray]:
     if forecast is None:
         return {metric.name: np.full(len(weights_BP), np.nan) for metric in metrics}
-    return {metric.name: metric(forecast, weights_BP) for metric in metrics}
+    return {metric.name: figure(metric, forecast, weights_BP) for metric in metrics}
+
+
+def figure(metric: Metric, forecast: Forecast, weights_BP: np.ndarray) -> np.ndarray:
+    """The metric (B,), as the mean over the repeated judgements in which it is defined."""
+    figures_JB = np.stack([metric(part, weights_BP) for part in forecast.judgements()])
+    defined_JB = np.isfinite(figures_JB)
+    count_B = defined_JB.sum(0)
+    return np.where(
+        count_B > 0, np.where(defined_JB, figures_JB, 0.0).sum(0) / np.maximum(count_B, 1), np.nan
+    )
 
 
 def _patients(
@@ -171,7 +181,7 @@ def _patients(
         one_hot_BP = np.zeros((len(chunk), len(forecast.patients)))
         one_hot_BP[np.arange(len(chunk)), chunk] = 1.0
         for metric in metrics:
-            for patient, value in zip(chunk, metric(forecast, one_hot_BP), strict=True):
+            for patient, value in zip(chunk, figure(metric, forecast, one_hot_BP), strict=True):
                 if np.isfinite(value):
                     yield PatientFigure(
                         site=site,

@@ -16,7 +16,7 @@ from simulate.federation import FederationResult
 from simulate.files import write_atomically
 from simulate.fold import ByModel
 from simulate.intervals import Judged
-from simulate.models import headline_metrics
+from simulate.models import at_most, headline_metrics
 from simulate.report import write_report
 from simulate.report.collect import differences_of, examples_of, pairs_of
 from simulate.report.data import CostRow, CurveRow, ReportData
@@ -174,7 +174,7 @@ def _cost(outcome: Outcome, chosen: tuple[str, ...]) -> tuple[CostRow, ...]:
     for metric in chosen:
         for label, spent, judged, model in (
             ("public start", 0.0, outcome.judged, "virtual"),
-            (f"private, epsilon {epsilon:.3g}", epsilon, outcome.judged, "global"),
+            (f"private, epsilon {at_most(epsilon)}", epsilon, outcome.judged, "global"),
             ("without privacy", None, outcome.noiseless, "global"),
         ):
             figure = judged.metrics[model][metric]

@@ -208,7 +208,7 @@ class _Simulation:
         for split, state in zip(splits, states, strict=True):
             parts.append(judge_fold(self.config, task, wards, split, state))
             self.progress.advance()
-        return join_models(parts)
+        return join_models(parts, splits)
 
     def _judge(self, task: Task, forecasts: ByModel) -> Judged:
         evaluation = self.config.evaluation

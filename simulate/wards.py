@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -65,33 +65,31 @@ def _ward(name: str, examples: Examples, task: Task) -> Ward:
     return Ward(name=name, examples=examples, early_N=early_N, late_N=late_N, linear=linear)
 
 
-def joined(parts: Sequence[Forecast | None]) -> Forecast | None:
-    """Forecasts of several folds of one site as one, ordered by patient; None if there are none."""
-    there = [part for part in parts if part is not None]
+def joined(parts: Sequence[Forecast | None], repeated: bool) -> Forecast | None:
+    """Forecasts of several splits of one site as one, ordered by patient; None if there are none.
+
+    Args:
+        repeated: the splits judge the same patients again and again, and figures are means over them.
+    """
+    there = [(number, part) for number, part in enumerate(parts) if part is not None]
     if not there:
         return None
-    patient_N = np.concatenate([part.patient_N for part in there])
-    order = np.argsort(patient_N, kind="stable")
-    names = (
-        "low_NH",
-        "middle_NH",
-        "high_NH",
-        "target_NH",
-        "observed_NH",
-        "anchor_N",
-        "patient_N",
-        "time_us_N",
-    )
-    return replace(there[0], **{n: np.concatenate([getattr(p, n) for p in there])[order] for n in names})
+    first = there[0][1]
+    names = [f.name for f in fields(Forecast) if f.name not in ("patients", "part_N")]
+    whole = replace(first, **{n: np.concatenate([getattr(part, n) for _, part in there]) for n in names})
+    if repeated:
+        whole = replace(whole, part_N=np.concatenate([np.full(len(p.patient_N), n) for n, p in there]))
+    return whole.at(np.argsort(whole.patient_N, kind="stable"))
 
 
 def join_models(
-    parts: Sequence[Mapping[str, Mapping[str, Forecast | None]]],
+    parts: Sequence[Mapping[str, Mapping[str, Forecast | None]]], splits: Sequence[Split]
 ) -> dict[str, dict[str, Forecast | None]]:
-    """Forecasts by model and site, each joined over folds."""
+    """Forecasts by model and site, each joined over splits."""
     models = list(dict.fromkeys(model for part in parts for model in part))
     sites = sorted({site for part in parts for by_site in part.values() for site in by_site})
+    repeated = any(split.kind == "splits" for split in splits)
     return {
-        model: {site: joined([part.get(model, {}).get(site) for part in parts]) for site in sites}
+        model: {site: joined([part.get(model, {}).get(site) for part in parts], repeated) for site in sites}
         for model in models
     }

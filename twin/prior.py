@@ -43,6 +43,10 @@ def _initial_state(task: str, stride_min: int, model: str, hidden: int) -> dict[
         network = models.build(schema.Model(name=model, hidden=hidden), built)
         if isinstance(built, GlucoseTask):
             _fit(network, _public_examples(stride_min))
+        else:
+            # The curvature of cross-entropy is at most 1/4: twice the input makes it at most that of
+            # a squared error, for which steps and clipping are set.
+            network.whitening_FF.mul_(2.0)
     return {name: value.detach().numpy().copy() for name, value in network.state_dict().items()}
 
 

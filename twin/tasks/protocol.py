@@ -81,6 +81,8 @@ class Forecast:
         low_NH, middle_NH, high_NH: 10, 50, 90 % quantiles (mg/dL); for a binary task the three
             are the same probability.
         target_NH, observed_NH, anchor_N, patient_N, time_us_N, patients: as in `Examples`, float64.
+        part_N: which of several repeated judgements a window belongs to; figures are means over
+            them. None is one judgement.
     """
 
     low_NH: np.ndarray
@@ -92,6 +94,20 @@ class Forecast:
     patient_N: np.ndarray
     time_us_N: np.ndarray
     patients: tuple[str, ...]
+    part_N: np.ndarray | None = None
+
+    def at(self, index: np.ndarray) -> Forecast:
+        """The windows that `index` names; `patients` stays whole."""
+        names = [
+            f.name for f in fields(Forecast) if f.name != "patients" and getattr(self, f.name) is not None
+        ]
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
+    def judgements(self) -> tuple[Forecast, ...]:
+        """Each of the repeated judgements alone."""
+        if self.part_N is None:
+            return (self,)
+        return tuple(replace(self.at(self.part_N == part), part_N=None) for part in np.unique(self.part_N))
 
 
 class Task(Protocol):
