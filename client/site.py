@@ -182,12 +182,14 @@ def _simulated_site(partition: int, *, config: str, part: str, directory: str) -
     name = names[partition]
     task = _data(_data_key(settings))[0]
     device = _device(settings)
+    model = models.build(settings.model, task).to(device)
+    examples = training_examples(settings, name, share)
     return OpenSite(
         name=name,
         config=settings,
         task=task,
-        model=models.build(settings.model, task).to(device),
-        examples=_on_device(training_examples(settings, name, share), device),
+        model=model,
+        examples=(examples if model.reads_series else examples.without_series()).to(device),
         secret=site_secret_from_seed(settings.seed, name),
         ledger=open_ledger(settings, home, name),
     )
@@ -211,8 +213,3 @@ def _device(config: Config) -> torch.device:
     if config.engine.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.engine.device)
-
-
-def _on_device(examples: Examples, device: torch.device) -> Examples:
-    names = ("series_NTC", "static_NS", "anchor_N", "target_NH", "observed_NH", "patient_N", "time_us_N")
-    return replace(examples, **{name: getattr(examples, name).to(device) for name in names})

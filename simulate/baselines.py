@@ -48,7 +48,7 @@ class LinearData:
 
 def linear_data(task: PathTask, examples: Examples, early_N: Tensor, late_N: Tensor) -> LinearData:
     """Once per site; every fold's fits are sums of it."""
-    table_NF = task.tabulate(examples).double()
+    table_NF = examples.table_NF.double()
     rest_NH = task.rest(persistence_outputs(task, examples).double(), examples)
 
     def sums(chosen_N: Tensor) -> Moments:
@@ -115,14 +115,14 @@ def linear_outputs(
     return task.moved(plain, path_NH, log_spread)
 
 
-def logistic_outputs(task: Task, parts: Sequence[Examples], examples: Examples) -> Tensor | None:
+def logistic_outputs(parts: Sequence[Examples], examples: Examples) -> Tensor | None:
     """Log odds of ridge logistic regression (scikit-learn, C=1) on the table; None with one class only."""
-    table = torch.cat([task.tabulate(part) for part in parts])[:, :-1].double().numpy()
+    table = torch.cat([part.table_NF for part in parts])[:, :-1].double().numpy()
     label = torch.cat([part.target_NH[:, 0] for part in parts]).numpy() > 0.5
     if len(set(label.tolist())) < 2:
         return None
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(table, label)
-    odds = fitted.decision_function(task.tabulate(examples)[:, :-1].double().numpy())
+    odds = fitted.decision_function(examples.table_NF[:, :-1].double().numpy())
     return torch.from_numpy(odds)[:, None]
 
 

@@ -31,6 +31,8 @@ def train_centrally(
     if len(examples) == 0:
         return initial
     network = models.build(config.model, task)
+    if not network.reads_series:
+        examples = examples.without_series()
     terms = Terms(
         private=False,
         noise_multiplier=0.0,

@@ -174,7 +174,7 @@ def _logistic(task: Task, wards: Mapping[str, Ward], split: Split) -> ByModel:
     for name, ward in wards.items():
         rows = ward.examples.at(ward.judged(split))
         for model, parts in (("linear_pooled", list(training.values())), ("linear_site", [training[name]])):
-            outputs = logistic_outputs(task, parts, rows)
+            outputs = logistic_outputs(parts, rows)
             found[model][name] = None if outputs is None else task.forecast(outputs, rows)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,8 @@ def joined(parts: Sequence[Forecast | None], repeated: bool) -> Forecast | None:
         return None
     first = there[0][1]
     names = [f.name for f in fields(Forecast) if f.name not in ("patients", "part_N")]
-    whole = replace(first, **{n: np.concatenate([getattr(part, n) for _, part in there]) for n in names})
+    columns: dict[str, Any] = {n: np.concatenate([getattr(part, n) for _, part in there]) for n in names}
+    whole = replace(first, **columns)
     if repeated:
         whole = replace(whole, part_N=np.concatenate([np.full(len(p.patient_N), n) for n, p in there]))
     return whole.at(np.argsort(whole.patient_N, kind="stable"))

@@ -42,7 +42,8 @@ def _initial_state(task: str, stride_min: int, model: str, hidden: int) -> dict[
         built = tasks.build(schema.Task(name=task, stride_min=stride_min))
         network = models.build(schema.Model(name=model, hidden=hidden), built)
         if isinstance(built, GlucoseTask):
-            _fit(network, _public_examples(stride_min))
+            public = _public_examples(stride_min)
+            _fit(network, public if network.reads_series else public.without_series())
         else:
             # The curvature of cross-entropy is at most 1/4: twice the input makes it at most that of
             # a squared error, for which steps and clipping are set.
@@ -60,7 +61,7 @@ def _public_examples(stride_min: int) -> Examples:
 def _fit(network: Network, examples: Examples) -> None:
     """Whiten, choose the shapes of paths, solve for the path, then train what is left by gradient."""
     columns = len(network.task.columns)
-    table = network.task.tabulate(examples).double()
+    table = examples.table_NF.double()
     centre_F, whitening_FF = _whitening(table)
     scale_H = torch.tensor(CHANGE_MG_DL, dtype=torch.float64)
     seen = examples.observed_NH.all(dim=1)
@@ -101,9 +102,10 @@ def _whitening(table_NF: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ridge(white_NF: Tensor, path_NH: Tensor) -> Tensor:
     gram = white_NF.T @ white_NF / len(white_NF)
-    return torch.linalg.solve(
+    weights_FH: Tensor = torch.linalg.solve(
         gram + 1e-3 * torch.eye(len(gram), dtype=gram.dtype), white_NF.T @ path_NH / len(path_NH)
     )
+    return weights_FH
 
 
 def _shapes(forecast_NH: Tensor, shapes: int) -> Tensor:
@@ -111,7 +113,8 @@ def _shapes(forecast_NH: Tensor, shapes: int) -> Tensor:
     _, vectors = torch.linalg.eigh(forecast_NH.T @ forecast_NH)
     leading = vectors.flip(1)[:, :shapes]
     signs = torch.sign(leading.sum(0)).where(leading.sum(0) != 0, torch.ones(shapes, dtype=leading.dtype))
-    return leading * signs * forecast_NH.shape[1] ** 0.5
+    shapes_HK: Tensor = leading * signs * forecast_NH.shape[1] ** 0.5
+    return shapes_HK
 
 
 def _log(values: np.ndarray) -> Tensor:

@@ -21,6 +21,9 @@ class Network(nn.Module):
         head: the last layer, D → Q, no bias (the table's last column is one).
     """
 
+    # Whether the network needs the history, or the table alone.
+    reads_series = False
+
     centre_F: Tensor
     whitening_FF: Tensor
     basis_OQ: Tensor
@@ -39,7 +42,7 @@ class Network(nn.Module):
 
     def whitened(self, examples: Examples) -> Tensor:
         """The task's table in coordinates in which public data has unit covariance, N × F."""
-        return (self.task.tabulate(examples) - self.centre_F) @ self.whitening_FF
+        return (examples.table_NF - self.centre_F) @ self.whitening_FF
 
     def features(self, examples: Examples) -> Tensor:
         """What the last layer sees, N × D."""

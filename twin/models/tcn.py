@@ -19,6 +19,8 @@ from twin.tasks.protocol import Examples, Task
 class TemporalConvolution(Network):
     """The linear model plus what three dilated convolutions see in two hours of history."""
 
+    reads_series = True
+
     def __init__(self, task: Task, hidden: int) -> None:
         if task.channels == 0:
             raise DataError(

@@ -197,7 +197,9 @@ def _path(features_ND: Tensor, shift_PHD: Tensor, patient_N: Tensor) -> Tensor:
     many = max(1, _CHUNK_FLOATS // shift_PHD[0].numel())
     parts = [
         torch.einsum("nd,nhd->nh", features, shift_PHD[patients])
-        for features, patients in zip(features_ND.split(many), patient_N.split(many), strict=True)
+        for features, patients in zip(
+            torch.split(features_ND, many), torch.split(patient_N, many), strict=True
+        )
     ]
     return torch.cat(parts)
 

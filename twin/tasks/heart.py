@@ -79,10 +79,12 @@ class HeartTask:
         labelled = label_P.notna().to_numpy()
         table = site.patients[labelled]
         static = np.stack([_number(site.name, table, name) for name in INPUTS], axis=1)
+        static_NS = torch.from_numpy(static.astype(np.float32))
         n = len(table)
         return Examples(
             series_NTC=torch.zeros(n, 0, 0),
-            static_NS=torch.from_numpy(static.astype(np.float32)),
+            static_NS=static_NS,
+            table_NF=_tabulate(static_NS),
             anchor_N=torch.zeros(n),
             target_NH=torch.from_numpy(
                 (label_P[labelled].to_numpy(np.float32) > 0).astype(np.float32)[:, None]
@@ -92,17 +94,6 @@ class HeartTask:
             time_us_N=torch.zeros(n, dtype=torch.int64),
             patients=tuple(str(p) for p in site.patients.index),
         )
-
-    def tabulate(self, examples: Examples) -> Tensor:
-        """One row per patient, in the order of `columns`; what is missing stands at its centre."""
-        columns: list[Tensor] = []
-        values = dict(zip(INPUTS, examples.static_NS.unbind(1), strict=True))
-        for name, (centre, scale) in _NUMBERS.items():
-            columns.append(((values[name] - centre) / scale).nan_to_num(0.0).clamp(-4.0, 4.0))
-        for name, codes in _CODES.items():
-            columns += [(values[name] == code).float() for code in codes[1:]]
-        columns += [values["chol"].isnan().float(), torch.ones(len(examples))]
-        return torch.stack([c.to(examples.static_NS.device) for c in columns], dim=1)
 
     def sequence(self, examples: Examples) -> Tensor:
         """Nothing: N × 0 × 0."""
@@ -132,6 +123,18 @@ class HeartTask:
     def metrics(self) -> tuple[Metric, ...]:
         """Discrimination and calibration."""
         return binary_metrics()
+
+
+def _tabulate(static_NS: Tensor) -> Tensor:
+    """One row per patient, in the order of `COLUMNS`; what is missing stands at its centre."""
+    columns: list[Tensor] = []
+    values = dict(zip(INPUTS, static_NS.unbind(1), strict=True))
+    for name, (centre, scale) in _NUMBERS.items():
+        columns.append(((values[name] - centre) / scale).nan_to_num(0.0).clamp(-4.0, 4.0))
+    for name, codes in _CODES.items():
+        columns += [(values[name] == code).float() for code in codes[1:]]
+    columns += [values["chol"].isnan().float(), torch.ones(len(static_NS))]
+    return torch.stack(columns, dim=1)
 
 
 def _label(site: Site) -> pd.Series:

@@ -6,9 +6,9 @@ network, P patients, B weightings of patients, F columns of the table of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ class Examples:
     """Windows of one site, in the order patient, time. Inputs hold nothing later than `time_us_N`.
 
     Attributes:
-        series_NTC: history, oldest first, float32; T may be 0 (static tasks).
+        series_NTC: history, oldest first, float32; T may be 0 (static tasks, and where no model
+            reads it).
         static_NS: values of the window or the patient without a time axis, float32.
+        table_NF: the inputs as numbers of order one, columns as `Task.columns`, the last is 1.
         anchor_N: the last observed value, to which a forecast adds (mg/dL); 0 for static tasks.
         target_NH: what is to be forecast (mg/dL, or label 0/1), 0 where not observed, float32.
         observed_NH: True where the target was observed; targets are never filled.
@@ -34,6 +36,7 @@ class Examples:
 
     series_NTC: Tensor
     static_NS: Tensor
+    table_NF: Tensor
     anchor_N: Tensor
     target_NH: Tensor
     observed_NH: Tensor
@@ -46,16 +49,20 @@ class Examples:
 
     def at(self, index: Tensor) -> Examples:
         """The windows that `index` (int64 or bool over N) names; `patients` stays whole."""
-        return replace(
-            self,
-            series_NTC=self.series_NTC[index],
-            static_NS=self.static_NS[index],
-            anchor_N=self.anchor_N[index],
-            target_NH=self.target_NH[index],
-            observed_NH=self.observed_NH[index],
-            patient_N=self.patient_N[index],
-            time_us_N=self.time_us_N[index],
-        )
+        return self._each(lambda values: values[index])
+
+    def to(self, device: torch.device) -> Examples:
+        """The same on another device."""
+        return self._each(lambda values: values.to(device))
+
+    def without_series(self) -> Examples:
+        """The same without the history, for models that read the table alone."""
+        return replace(self, series_NTC=self.series_NTC.new_zeros(len(self), 0, 0))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        names = [f.name for f in fields(Examples) if f.name != "patients"]
+        tensors: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **tensors)
 
 
 def merge(parts: Sequence[Examples]) -> Examples:
@@ -101,7 +108,8 @@ class Forecast:
         names = [
             f.name for f in fields(Forecast) if f.name != "patients" and getattr(self, f.name) is not None
         ]
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
+        arrays: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
+        return replace(self, **arrays)
 
     def judgements(self) -> tuple[Forecast, ...]:
         """Each of the repeated judgements alone."""
@@ -117,19 +125,38 @@ class Task(Protocol):
     O outputs: the fewer numbers are trained, the less privacy noise they carry.
     """
 
-    name: str
-    outputs: int
-    latents: int
-    horizons_min: tuple[int, ...]
-    channels: int
-    columns: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """As the configuration calls it."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """O, numbers per window that `forecast` needs."""
+        ...
+
+    @property
+    def latents(self) -> int:
+        """Numbers per window that the trained last layer gives."""
+        ...
+
+    @property
+    def horizons_min(self) -> tuple[int, ...]:
+        """Minutes ahead of each target, rising; (0,) for a task without time."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Of the history; 0 for a task without one."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of the table of inputs; the last is one."""
+        ...
 
     def examples(self, site: Site) -> Examples:
         """All windows of a site."""
-        ...
-
-    def tabulate(self, examples: Examples) -> Tensor:
-        """The inputs as a table of numbers of order one, shape N × len(columns), last column 1."""
         ...
 
     def sequence(self, examples: Examples) -> Tensor:

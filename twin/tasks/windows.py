@@ -33,7 +33,8 @@ class Clock:
 
     def key(self, patient: np.ndarray, time_us: np.ndarray) -> np.ndarray:
         """Sortable key in milliseconds, same shape as the broadcast arguments, int64."""
-        return patient.astype(np.int64) * self.span_ms + (time_us - self.origin_us) // 1000 + _MARGIN_MS
+        key: np.ndarray = patient.astype(np.int64) * self.span_ms + (time_us - self.origin_us) // 1000
+        return key + _MARGIN_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Track:
 def track(observations: pd.DataFrame, signal: str, patients: pd.Index, clock: Clock) -> Track:
     """The rows of one signal, in the order of the keys; patients count as in `patients`."""
     rows = observations[observations["signal"] == signal]
-    patient_R = patients.get_indexer(rows["patient_id"]).astype(np.int64)
+    patient_R = patients.get_indexer(pd.Index(rows["patient_id"])).astype(np.int64)
     time_us_R = microseconds(rows["time"])
     key_R = clock.key(patient_R, time_us_R)
     order = np.argsort(key_R, kind="stable")
@@ -70,7 +71,8 @@ def track(observations: pd.DataFrame, signal: str, patients: pd.Index, clock: Cl
 
 def microseconds(times: pd.Series) -> np.ndarray:
     """Times (UTC) as int64 microseconds since 1970."""
-    return times.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
+    naive: np.ndarray = times.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[us]")
+    return naive.astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +131,9 @@ def sums_before(
     at_us = now_us_N[:, None] - np.round(edges_min * 60e6).astype(np.int64)[None, :]
     patient = np.broadcast_to(patient_N[:, None], at_us.shape)
     total = np.concatenate([[0.0], np.cumsum(rows.value_R)])
-    upto = total[np.searchsorted(rows.key_R, clock.key(patient, at_us), side="right")]
-    return upto[:, :-1] - upto[:, 1:]
+    upto: np.ndarray = total[np.searchsorted(rows.key_R, clock.key(patient, at_us), side="right")]
+    sums: np.ndarray = upto[:, :-1] - upto[:, 1:]
+    return sums
 
 
 def seen_before(rows: Track, clock: Clock, patient_N: np.ndarray, now_us_N: np.ndarray) -> np.ndarray:
@@ -139,7 +142,8 @@ def seen_before(rows: Track, clock: Clock, patient_N: np.ndarray, now_us_N: np.n
     last = np.maximum(before - 1, 0)
     if len(rows.key_R) == 0:
         return np.zeros(len(now_us_N), bool)
-    return (before > 0) & (rows.patient_R[last] == patient_N)
+    seen: np.ndarray = (before > 0) & (rows.patient_R[last] == patient_N)
+    return seen
 
 
 def values_after(
