@@ -61,22 +61,27 @@ def columns() -> tuple[str, ...]:
 
 
 def meals(carbohydrates: Track, energy: Track) -> Track:
-    """Carbohydrates (g); of patients who have none but have energy (kcal), half of it as carbohydrates.
+    """Carbohydrates (g), and half of the energy (kcal) that came before a patient's first carbohydrates.
 
-    A public rule of thumb (45-60 % of energy, EFSA 2010, doi 10.2903/j.efsa.2010.1462; 4 kcal/g).
+    A public rule of thumb (45-60 % of energy, EFSA 2010, doi 10.2903/j.efsa.2010.1462; 4 kcal/g) for
+    patients without carbohydrates. Whether some will come later is not known at the time of a meal.
     """
-    instead = ~np.isin(energy.patient_R, carbohydrates.patient_R)
+    size = 1 + int(max(track.patient_R.max(initial=0) for track in (carbohydrates, energy)))
+    first_key_P = np.full(size, np.iinfo(np.int64).max)
+    np.minimum.at(first_key_P, carbohydrates.patient_R, carbohydrates.key_R)
+    instead = energy.key_R < first_key_P[energy.patient_R]
     key_R = np.concatenate([carbohydrates.key_R, energy.key_R[instead]])
     order = np.argsort(key_R, kind="stable")
-    names = ("patient_R", "time_us_R", "value_R")
-    joined = {
-        name: np.concatenate([getattr(carbohydrates, name), getattr(energy, name)[instead]])[order]
-        for name in names
-    }
-    joined["value_R"] = np.where(
-        np.isin(joined["patient_R"], carbohydrates.patient_R), joined["value_R"], joined["value_R"] * 0.125
+
+    def joined(here: np.ndarray, there: np.ndarray) -> np.ndarray:
+        return np.concatenate([here, there[instead]])[order]
+
+    return Track(
+        key_R=key_R[order],
+        patient_R=joined(carbohydrates.patient_R, energy.patient_R),
+        time_us_R=joined(carbohydrates.time_us_R, energy.time_us_R),
+        value_R=joined(carbohydrates.value_R, energy.value_R * 0.125),
     )
-    return Track(key_R=key_R[order], **joined)
 
 
 def series(
@@ -91,8 +96,13 @@ def series(
     for name, channel in (("insulin_bolus", _BOLUS), ("carbohydrates", _CARBS), ("steps", _STEPS)):
         x[:, :, channel] = sums_before(others[name], clock, patient_N, now_us_N, edges)[:, ::-1]
     # A basal rate holds until the next one is set; a day without one means that it is not known.
-    for name, channel, carry_min in (("insulin_basal", _BASAL, 1440.0), ("heart_rate", _HEART, CARRY_MIN)):
-        x[:, :, channel] = levels_before(others[name], clock, patient_N, now_us_N, lags, carry_min).value
+    for name, channel, carry_min, holds in (
+        ("insulin_basal", _BASAL, 1440.0, True),
+        ("heart_rate", _HEART, CARRY_MIN, False),
+    ):
+        x[:, :, channel] = levels_before(
+            others[name], clock, patient_N, now_us_N, lags, carry_min, holds=holds
+        ).value
     return x
 
 

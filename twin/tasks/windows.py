@@ -42,7 +42,7 @@ class Track:
     """One signal of all patients: rows sorted by key.
 
     Attributes:
-        key_R: of `Clock.key`, strictly increasing.
+        key_R: of `Clock.key`, increasing.
         patient_R: index of the patient.
         time_us_R: time.
         value_R: float64.
@@ -70,9 +70,9 @@ def track(observations: pd.DataFrame, signal: str, patients: pd.Index, clock: Cl
 
 
 def microseconds(times: pd.Series) -> np.ndarray:
-    """Times (UTC) as int64 microseconds since 1970."""
+    """Times (UTC) as int64 microseconds since 1970, in whole milliseconds as the keys are."""
     naive: np.ndarray = times.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[us]")
-    return naive.astype(np.int64)
+    return naive.astype(np.int64) // 1000 * 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +91,15 @@ def levels_before(
     now_us_N: np.ndarray,
     lags_min_T: np.ndarray,
     carry_min: float,
+    *,
+    holds: bool = False,
 ) -> Levels:
     """The signal at `now - lag`, from what was observed by `now`; arrays NT.
 
     Between two observations at most `carry_min` apart, both no later than `now`, the line between
-    them; after the last one its value, for at most `carry_min`. Age is since the last observation
-    at or before the slot, and `carry_min` where nothing is known.
+    them; after the last one its value, for at most `carry_min`. A signal that `holds` (a rate that
+    was set) has the last value until the next one. Age is since the last observation at or before
+    the slot, and `carry_min` where nothing is known.
     """
     shape = (len(now_us_N), len(lags_min_T))
     if len(rows.key_R) == 0:
@@ -116,7 +119,7 @@ def levels_before(
         & (gap_min > 0)
         & (gap_min <= carry_min)
     )
-    share = np.where(between, age_min / np.where(gap_min > 0, gap_min, 1.0), 0.0)
+    share = np.where(between & (not holds), age_min / np.where(gap_min > 0, gap_min, 1.0), 0.0)
     value = rows.value_R[left] + share * (rows.value_R[right] - rows.value_R[left])
     return Levels(value=np.where(known, value, 0.0), known=known, age_min=np.where(known, age_min, carry_min))
 
