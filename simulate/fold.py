@@ -38,28 +38,39 @@ ByModel = dict[str, dict[str, Forecast | None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class States:
-    """Networks of a fold: the public start, what the federation made, and what it is held against."""
+    """Networks of a fold: the public start, what the federation made, and what it is held against.
+
+    `pooled` is None where a model is judged on data that took no part in its training.
+    """
 
     virtual: Arrays
     federated: Arrays
-    pooled: Arrays
     local: Mapping[str, Arrays]
+    pooled: Arrays | None = None
 
 
 def train_references(
-    config: Config, task: Task, wards: Mapping[str, Ward], split: Split, initial: Arrays
+    config: Config,
+    task: Task,
+    wards: Mapping[str, Ward],
+    split: Split,
+    initial: Arrays,
+    federated: Arrays,
+    *,
+    pooled: bool = True,
 ) -> States:
-    """The fold's networks but for the federated one, which is the initial one until it is put in."""
+    """The networks of a fold, from what the federation made in it."""
     training = {name: _training(ward, split) for name, ward in wards.items()}
     label = f"{split.kind} {split.index}"
+
+    def train(examples: Examples, name: str) -> Arrays:
+        return train_centrally(config, task, initial, examples, f"{name} {label}")
+
     return States(
         virtual=initial,
-        federated=initial,
-        pooled=train_centrally(config, task, initial, merge(list(training.values())), f"pooled {label}"),
-        local={
-            name: train_centrally(config, task, initial, part, f"{name} {label}")
-            for name, part in training.items()
-        },
+        federated=federated,
+        pooled=train(merge(list(training.values())), "pooled") if pooled else None,
+        local={name: train(part, name) for name, part in training.items()},
     )
 
 
@@ -78,7 +89,8 @@ def judge_fold(
             ("pooled", states.pooled),
             ("global", states.federated),
         ):
-            found.setdefault(model, {})[name] = network_forecast(network, task, state, rows)
+            if state is not None:
+                found.setdefault(model, {})[name] = network_forecast(network, task, state, rows)
         for model, forecast in adapted(config, network, task, ward, split).items():
             found.setdefault(model, {})[name] = forecast
     return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,15 @@ import numpy as np
 from conf.load import to_yaml
 from conf.schema import Config
 from privacy.accounting import ACCOUNTANT, NEIGHBOURING
-from simulate.federation import FederationResult
+from simulate.federation import SiteResult
 from simulate.files import write_atomically
 from simulate.fold import ByModel
-from simulate.intervals import Judged
+from simulate.intervals import Judged, judge
 from simulate.models import at_most, headline_metrics
 from simulate.report import write_report
 from simulate.report.collect import differences_of, examples_of, pairs_of
 from simulate.report.data import CostRow, CurveRow, ReportData
+from simulate.steps import Steps
 from simulate.summary import (
     PrivacyFacts,
     RoundRow,
@@ -32,7 +32,7 @@ from simulate.summary import (
     write_summary,
 )
 from simulate.wards import Ward
-from trust.digest import arrays_to_bytes
+from trust.digest import Arrays, arrays_to_bytes
 from twin import models
 from twin.connectors import open_sites
 from twin.splits import Split
@@ -40,20 +40,39 @@ from twin.tasks.protocol import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a simulation found.
+class Kept:
+    """The model that a run keeps, and where it comes from.
 
     Attributes:
-        whole: the federation of everybody, whose model is kept.
+        model: parameters and buffers by name.
+        sha256: of its canonical bytes.
+        rounds_planned, rounds_committed: of the federation that made it in this run; 0 if none did.
+        sites: what became of each site.
+    """
+
+    model: Arrays
+    sha256: str
+    rounds_planned: int
+    rounds_committed: int
+    sites: Mapping[str, SiteResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a simulation or an evaluation found.
+
+    Attributes:
+        kept: the model that lies in the folder afterwards.
         forecasts, judged: of all models over all splits.
         rounds: figures of the global model after each round.
         curves: learning curves.
         noiseless: the global model without clipping and noise; None if it was not trained.
+        notes: what a reader must know first.
     """
 
     config: Config
     task: Task
-    whole: FederationResult
+    kept: Kept
     wards: Mapping[str, Ward]
     splits: Sequence[Split]
     forecasts: ByModel
@@ -61,22 +80,40 @@ class Outcome:
     rounds: tuple[RoundRow, ...]
     curves: tuple[CurveRow, ...]
     noiseless: Judged | None
+    notes: tuple[str, ...] = ()
 
 
-def write_outcome(outcome: Outcome, directory: Path, timing_s: dict[str, float], began: float) -> None:
-    """All files of a run; the time since `began` (monotonic seconds) is counted as the report's."""
-    config = outcome.config
+def judge_all(config: Config, task: Task, forecasts: ByModel) -> Judged:
+    """Every figure of the task with intervals, as configured."""
+    evaluation = config.evaluation
+    return judge(
+        forecasts,
+        task.metrics(),
+        samples=evaluation.bootstrap_samples,
+        level=evaluation.level,
+        seed=config.seed,
+    )
+
+
+def write_outcome(outcome: Outcome, directory: Path, steps: Steps) -> None:
+    """All files of a run; the last is summary.json, which says that it is finished."""
+    with steps.step("report"):
+        data = _write_files(outcome, directory, steps.timing_s)
+        write_report(data, directory / "report.html")
+    timing_s = steps.timing_s | {"total": round(sum(steps.timing_s.values()), 3)}
+    write_summary(
+        directory / "summary.json", build_summary(_facts(outcome, directory, timing_s), outcome.judged)
+    )
+    steps.progress.done()
+
+
+def _write_files(outcome: Outcome, directory: Path, timing_s: Mapping[str, float]) -> ReportData:
     write_rounds(directory / "rounds.csv", outcome.rounds)
     write_metrics(directory / "metrics.csv", outcome.judged, _folds(outcome))
-    write_atomically(directory / "model.safetensors", arrays_to_bytes(outcome.whole.model))
-    if config.run.forecasts:
+    write_atomically(directory / "model.safetensors", arrays_to_bytes(outcome.kept.model))
+    if outcome.config.run.forecasts:
         write_forecasts(directory / "forecasts.parquet", outcome.forecasts, outcome.task.horizons_min)
-    facts = _facts(outcome, directory, timing_s)
-    data = _report(outcome, build_summary(facts, outcome.judged))
-    write_report(data, directory / "report.html")
-    timing = dict(timing_s) | {"report": round(time.monotonic() - began, 3)}
-    timing["total"] = round(sum(timing.values()), 3)
-    write_summary(directory / "summary.json", build_summary(replace(facts, timing_s=timing), outcome.judged))
+    return _report(outcome, build_summary(_facts(outcome, directory, timing_s), outcome.judged))
 
 
 def _folds(outcome: Outcome) -> dict[str, dict[str, int]] | None:
@@ -94,7 +131,7 @@ def _folds(outcome: Outcome) -> dict[str, dict[str, int]] | None:
 
 
 def _facts(outcome: Outcome, directory: Path, timing_s: Mapping[str, float]) -> RunFacts:
-    config, whole = outcome.config, outcome.whole
+    config, kept = outcome.config, outcome.kept
     private = config.privacy.name != "none"
     sites = {
         name: SiteFacts(
@@ -103,7 +140,7 @@ def _facts(outcome: Outcome, directory: Path, timing_s: Mapping[str, float]) -> 
             epsilon=site.epsilon,
             delta=site.delta if private else None,
         )
-        for name, site in whole.sites.items()
+        for name, site in kept.sites.items()
     }
     spent = [site.epsilon for site in sites.values() if site.epsilon is not None]
     network = models.build(config.model, outcome.task)
@@ -113,8 +150,8 @@ def _facts(outcome: Outcome, directory: Path, timing_s: Mapping[str, float]) -> 
         strategy=config.strategy.name,
         engine=config.engine.name,
         seed=config.seed,
-        rounds_planned=config.rounds,
-        rounds_committed=whole.rounds_committed,
+        rounds_planned=kept.rounds_planned,
+        rounds_committed=kept.rounds_committed,
         sites=sites,
         privacy=PrivacyFacts(
             neighbouring=NEIGHBOURING,
@@ -123,7 +160,7 @@ def _facts(outcome: Outcome, directory: Path, timing_s: Mapping[str, float]) -> 
             accountant=ACCOUNTANT if private else None,
         ),
         parameters=sum(value.numel() for value in network.parameters()),
-        sha256=whole.sha256,
+        sha256=kept.sha256,
         timing_s=timing_s,
     )
 
@@ -169,7 +206,7 @@ def _cost(outcome: Outcome, chosen: tuple[str, ...]) -> tuple[CostRow, ...]:
     """The global model with and without noise, and the start that it came from."""
     if outcome.noiseless is None:
         return ()
-    epsilon = max((site.epsilon or 0.0 for site in outcome.whole.sites.values()), default=0.0)
+    epsilon = max((site.epsilon or 0.0 for site in outcome.kept.sites.values()), default=0.0)
     rows = []
     for metric in chosen:
         for label, spent, judged, model in (
@@ -193,7 +230,7 @@ def _cost(outcome: Outcome, chosen: tuple[str, ...]) -> tuple[CostRow, ...]:
 
 def _notes(outcome: Outcome) -> tuple[str, ...]:
     """What a reader must know first."""
-    refused = [(name, site.refused) for name, site in outcome.whole.sites.items() if site.refused]
+    refused = [(name, site.refused) for name, site in outcome.kept.sites.items() if site.refused]
     notes = [
         f"Site {name} did not take part in training: {code.replace('_', ' ')}." for name, code in refused
     ]
@@ -203,4 +240,4 @@ def _notes(outcome: Outcome) -> tuple[str, ...]:
             f"Fewer than ten patients at {', '.join(small)}: intervals there are too narrow, and single "
             "patients decide the figures."
         )
-    return tuple(notes)
+    return (*outcome.notes, *notes)

@@ -14,26 +14,24 @@ where it was when the same call comes again. A finished run is read and not comp
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError
-from conf.load import from_yaml, to_yaml
+from conf.load import from_yaml
 from conf.naming import run_directory
 from conf.schema import Config
 from simulate.curves import PATIENTS, new_hospital, new_patient
 from simulate.federation import FederationResult, run_federation
-from simulate.files import write_atomically
 from simulate.fold import ByModel, States, global_forecasts, headline, judge_fold, train_references
-from simulate.intervals import Judged, judge
+from simulate.folder import claim
 from simulate.models import headline_metrics
-from simulate.outcome import Outcome, write_outcome
+from simulate.outcome import Kept, Outcome, judge_all, write_outcome
 from simulate.progress import Progress, SilentProgress
 from simulate.report.data import CurveRow
+from simulate.steps import Steps
 from simulate.summary import RoundRow
 from simulate.wards import Ward, join_models, open_wards
 from trust.digest import Arrays
@@ -67,10 +65,10 @@ def simulate(config: Config, *, progress: Progress | None = None) -> RunResult:
     """
     directory = run_directory(config)
     config = replace(config, run=replace(config.run, dir=str(directory)))
-    _claim(directory, config)
+    claim(directory, config)
     summary = directory / "summary.json"
     if not summary.exists():
-        _Simulation(config, directory, progress or SilentProgress()).run()
+        _Simulation(config, directory, Steps(progress=progress or SilentProgress())).run()
     return RunResult(directory=directory, summary=json.loads(summary.read_text(encoding="utf-8")))
 
 
@@ -103,77 +101,54 @@ def splits_of(config: Config) -> tuple[Split, ...]:
     )
 
 
-def _claim(directory: Path, config: Config) -> None:
-    """Writes the configuration into the run's folder, or checks that it is the one that is there."""
-    path = directory / "config.yaml"
-    if not path.exists():
-        write_atomically(path, to_yaml(config).encode())
-        return
-    there = from_yaml(path.read_text(encoding="utf-8"))
-    if replace(there, run=replace(there.run, dir=None)) != replace(config, run=replace(config.run, dir=None)):
-        raise ConfigError(
-            f"{directory} holds a run of another configuration (its config.yaml differs). "
-            "Choose another run.dir, or continue that one with --resume."
-        )
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Simulation:
-    """A run at work; `timing_s` fills as its steps end."""
+    """A run at work."""
 
     config: Config
     directory: Path
-    progress: Progress
-    timing_s: dict[str, float] = field(default_factory=dict)
+    steps: Steps
 
     def run(self) -> None:
         config, task = self.config, tasks.build(self.config.task)
-        with self._step("read data", 1):
+        with self.steps.step("read data", 1):
             wards = open_wards(config, task)
-        with self._step("public prior", 1):
+        with self.steps.step("public prior", 1):
             initial = initial_state(config)
         splits = splits_of(config)
-        with self._step("federation", config.rounds * (len(splits) + 1)):
+        with self.steps.step("federation", config.rounds * (len(splits) + 1)):
             whole = self._federate("all", Split(seed=config.seed))
             folds = [self._federate(f"{s.kind}-{s.index}", s) for s in splits]
-        with self._step("comparisons", len(splits)):
+        with self.steps.step("comparisons", len(splits)):
             states = self._states(task, wards, splits, initial, folds)
-        with self._step("forecasts", len(splits)):
+        with self.steps.step("forecasts", len(splits)):
             forecasts = self._judge_folds(task, wards, splits, states)
         chosen = headline_metrics({metric.name for metric in task.metrics()})
-        with self._step("progress of sites", config.rounds + 1):
+        with self.steps.step("progress of sites", config.rounds + 1):
             rounds = self._rounds(task, wards, splits, folds, chosen)
         curves = self._curves(task, wards, splits, folds, initial, chosen)
         noiseless = self._without_noise(task, wards, splits)
-        with self._step("intervals", 1):
-            judged = self._judge(task, forecasts)
-        began = time.monotonic()
+        with self.steps.step("intervals", 1):
+            judged = judge_all(self.config, task, forecasts)
         outcome = Outcome(
             config=config,
             task=task,
-            whole=whole,
+            kept=Kept(
+                model=whole.model,
+                sha256=whole.sha256,
+                rounds_planned=config.rounds,
+                rounds_committed=whole.rounds_committed,
+                sites=whole.sites,
+            ),
             wards=wards,
             splits=splits,
             forecasts=forecasts,
             judged=judged,
             rounds=tuple(rounds),
             curves=tuple(curves),
-            noiseless=self._judge(task, {"global": noiseless}) if noiseless else None,
+            noiseless=judge_all(config, task, {"global": noiseless}) if noiseless else None,
         )
-        self.progress.step("report", 1)
-        write_outcome(outcome, self.directory, self.timing_s, began)
-        self.progress.advance(str(self.directory / "report.html"))
-        self.progress.done()
-
-    @contextmanager
-    def _step(self, name: str, total: int) -> Iterator[None]:
-        self.progress.step(name, total)
-        began = time.monotonic()
-        yield
-        if total == 1:
-            self.progress.advance()
-        key = name.replace(" ", "_")
-        self.timing_s[key] = round(self.timing_s.get(key, 0.0) + time.monotonic() - began, 3)
+        write_outcome(outcome, self.directory, self.steps)
 
     def _federate(
         self, name: str, split: Split, left_out: tuple[str, ...] = (), config: Config | None = None
@@ -183,7 +158,7 @@ class _Simulation:
             directory=self.directory / "federations" / name,
             split=split,
             left_out=left_out,
-            on_round=lambda number, _: self.progress.advance(f"{name}, round {number}"),
+            on_round=lambda number, _: self.steps.part(f"{name}, round {number}"),
         )
 
     def _states(
@@ -196,9 +171,8 @@ class _Simulation:
     ) -> list[States]:
         states = []
         for split, fold in zip(splits, folds, strict=True):
-            references = train_references(self.config, task, wards, split, initial)
-            states.append(replace(references, federated=fold.model))
-            self.progress.advance()
+            states.append(train_references(self.config, task, wards, split, initial, fold.model))
+            self.steps.part()
         return states
 
     def _judge_folds(
@@ -207,18 +181,8 @@ class _Simulation:
         parts = []
         for split, state in zip(splits, states, strict=True):
             parts.append(judge_fold(self.config, task, wards, split, state))
-            self.progress.advance()
+            self.steps.part()
         return join_models(parts, splits)
-
-    def _judge(self, task: Task, forecasts: ByModel) -> Judged:
-        evaluation = self.config.evaluation
-        return judge(
-            forecasts,
-            task.metrics(),
-            samples=evaluation.bootstrap_samples,
-            level=evaluation.level,
-            seed=self.config.seed,
-        )
 
     def _rounds(
         self,
@@ -240,7 +204,7 @@ class _Simulation:
                 if values:
                     mean = sum(values.values()) / len(values)
                     rows.append(RoundRow(round=number, site="all", metric=metric, value=mean))
-            self.progress.advance()
+            self.steps.part()
         return rows
 
     def _curves(
@@ -255,18 +219,14 @@ class _Simulation:
         if not self.config.evaluation.curves or len(wards) < 2:
             return []
         everybody = Split(seed=self.config.seed)
-        with self._step("federations without a site", self.config.rounds * len(wards)):
+        with self.steps.step("federations without a site", self.config.rounds * len(wards)):
             without = {site: self._federate(f"without-{site}", everybody, (site,)).model for site in wards}
         few = min(len(splits), 5)
-        with self._step("learning curves", few * (len(PATIENTS) + 1)):
-            rows = new_hospital(
-                self.config, task, wards, splits, without, initial, chosen, self.progress.advance
-            )
+        with self.steps.step("learning curves", few * (len(PATIENTS) + 1)):
+            rows = new_hospital(self.config, task, wards, splits, without, initial, chosen, self.steps.part)
             if isinstance(task, PathTask) and self.config.personal.name != "none":
                 federated = [fold.model for fold in folds]
-                rows += new_patient(
-                    self.config, task, wards, splits, federated, chosen, self.progress.advance
-                )
+                rows += new_patient(self.config, task, wards, splits, federated, chosen, self.steps.part)
         return rows
 
     def _without_noise(self, task: Task, wards: Mapping[str, Ward], splits: tuple[Split, ...]) -> Any:
@@ -275,7 +235,7 @@ class _Simulation:
             return None
         open_terms = replace(self.config.privacy, name="none", epsilon=None, noise_multiplier=None)
         config = replace(self.config, privacy=open_terms)
-        with self._step("federation without noise", self.config.rounds * len(splits)):
+        with self.steps.step("federation without noise", self.config.rounds * len(splits)):
             folds = [self._federate(f"open-{s.kind}-{s.index}", s, config=config) for s in splits]
             network = models.build(config.model, task)
             return global_forecasts(network, task, wards, splits, [fold.model for fold in folds])
