@@ -265,13 +265,13 @@ def test_values_are_joined_by_a_line_up_to_half_an_hour_and_carried_no_longer_th
     by_slot = {
         int(m): (float(v), bool(k), float(a)) for m, v, k, a in zip(slots, value, known, age, strict=True)
     }
-    assert by_slot[1] == (pytest.approx(102.0), True, 1.0)
-    assert by_slot[16] == (pytest.approx(132.0), True, 16.0)
-    assert by_slot[31] == (160.0, True, 1.0)
-    assert by_slot[56] == (160.0, True, 26.0)
-    assert by_slot[61] == (100.0, True, 0.0)
-    assert by_slot[66] == (pytest.approx(100 + 10 / 3, rel=1e-5), True, 5.0)
-    assert by_slot[-4] == (0.0, False, CARRY_MIN)
+    assert by_slot[1] == pytest.approx((102.0, True, 1.0))
+    assert by_slot[16] == pytest.approx((132.0, True, 16.0))
+    assert by_slot[31] == pytest.approx((160.0, True, 1.0))
+    assert by_slot[56] == pytest.approx((160.0, True, 26.0))
+    assert by_slot[61] == pytest.approx((100.0, True, 0.0))
+    assert by_slot[66] == pytest.approx((100 + 10 / 3, True, 5.0), rel=1e-5)
+    assert by_slot[-4] == pytest.approx((0.0, False, CARRY_MIN))
 
 
 def test_rows_within_one_millisecond_count_as_one_moment() -> None:
