@@ -31,7 +31,7 @@ from twin.splits import Split
 from twin.tasks.protocol import Examples, Forecast, Task
 
 PATIENTS = (0, 2, 4, 8, 16, 32)
-DAYS = (1, 3, 7)
+DAYS = (0, 1, 3, 7)
 NEW_HOSPITAL = "patients at a hospital that took no part"
 NEW_PATIENT = "days of a patient's record"
 _SAMPLES = 300
@@ -61,13 +61,19 @@ def new_hospital(
     found: dict[int, ByModel] = {}
     for count in PATIENTS:
         parts = []
+        there = {name: ward for name, ward in wards.items() if _least_trained(ward, splits) >= count}
         for split in splits[:_MOST_SPLITS]:
-            parts.append(
-                _at_count(config, task, wards, replace(split, limit=count), without, initial, network)
-            )
+            limited = replace(split, limit=count)
+            parts.append(_at_count(config, task, there, limited, without, initial, network))
             advance()
         found[count] = join_models(parts, splits)
     return _rows(config, task, NEW_HOSPITAL, found, metrics)
+
+
+def _least_trained(ward: Ward, splits: Sequence[Split]) -> int:
+    """How many patients train in the split that leaves the fewest."""
+    patients = ward.examples.patients
+    return min(len(split.training_patients(ward.name, patients)) for split in splits[:_MOST_SPLITS])
 
 
 def _at_count(
@@ -82,8 +88,6 @@ def _at_count(
     found: ByModel = {"site": {}, "local": {}, "linear_site": {}}
     for name, ward in wards.items():
         training = split.training_patients(name, ward.examples.patients)
-        if split.limit and len(training) < split.limit:
-            continue
         rows = ward.examples.at(ward.judged(split))
         own = ward.examples.at(ward.of(training))
         label = f"{name} alone {split.kind} {split.index} {split.limit}"

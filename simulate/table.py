@@ -90,6 +90,8 @@ def _sites(summary: Mapping[str, Any], metric: str, unit: str) -> Table:
 
 def _privacy(summary: Mapping[str, Any]) -> str:
     privacy = summary["privacy"]
+    if summary["rounds"]["planned"] == 0:
+        return "Privacy: nothing was released; the model was judged where the data lies"
     if privacy["epsilon"] is None:
         return "Privacy: none (a comparison; what sites released may reveal single patients)"
     return (

@@ -62,6 +62,8 @@ def what_was_run(summary: Mapping[str, Any]) -> Markup:
 def privacy_sentence(summary: Mapping[str, Any]) -> Markup:
     """What was promised to each patient, with delta, unit and neighbouring relation."""
     privacy = summary["privacy"]
+    if summary["rounds"]["planned"] == 0:
+        return Markup("Nothing was released here: the model was judged where the data lies.")
     if privacy["epsilon"] is None:
         return Markup(
             "This run was without differential privacy: what the hospitals released may reveal "
@@ -69,8 +71,9 @@ def privacy_sentence(summary: Mapping[str, Any]) -> Markup:
         )
     return Markup(
         "What left any hospital is differentially private per {}: epsilon at most {} at delta {} "
-        "(neighbouring: {}; accountant: {}). The site and personal models stay at the hospitals and have no "
-        "such promise."
+        "(neighbouring: {}; accountant: {}). That is the cost of the model that is kept; the folds that judge "
+        "it are trainings of their own, which a simulation can afford and hospitals would not run. The site "
+        "and personal models stay at the hospitals and have no such promise."
     ).format(
         privacy["unit"],
         at_most(privacy["epsilon"]),
