@@ -41,6 +41,10 @@ def what_was_run(summary: Mapping[str, Any]) -> Markup:
     sites = summary["sites"]
     patients = sum(site["patients"] for site in sites.values())
     rounds = summary["rounds"]
+    if rounds["planned"] == 0:
+        return Markup("A model that was trained elsewhere, judged on {} at {} that it had never met.").format(
+            _count(patients, "patient"), _count(len(sites), "hospital")
+        )
     done = f"{rounds['committed']} of {rounds['planned']} rounds"
     tasks = {
         "glucose": "forecast glucose over the next hour",
@@ -71,8 +75,8 @@ def privacy_sentence(summary: Mapping[str, Any]) -> Markup:
         )
     return Markup(
         "What left any hospital is differentially private per {}: epsilon at most {} at delta {} "
-        "(neighbouring: {}; accountant: {}). That is the cost of the model that is kept; the folds that judge "
-        "it are trainings of their own, which a simulation can afford and hospitals would not run. The site "
+        "(neighbouring: {}; accountant: {}). That is the cost of the model that is kept; the folds that "
+        "judge it are trainings of their own, which a simulation can afford and hospitals would not run. The site "
         "and personal models stay at the hospitals and have no such promise."
     ).format(
         privacy["unit"],
