@@ -19,7 +19,7 @@ from simulate.baselines import fit_linear
 from simulate.central import train_centrally
 from simulate.fold import ByModel, linear_forecast, network_forecast
 from simulate.intervals import judge
-from simulate.report.data import CurveRow
+from simulate.summary import CurveRow
 from simulate.wards import Ward, join_models
 from trust.digest import Arrays
 from twin import models

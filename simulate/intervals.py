@@ -41,6 +41,17 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How much more of a metric `model` has than `baseline`; site None is the mean over sites."""
+
+    model: str
+    baseline: str
+    metric: str
+    site: str | None
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PatientFigure:
     """One figure of one model for one patient; only defined ones exist."""
 

@@ -80,6 +80,7 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
     ("personal", "linear_pooled"),
     ("personal", "linear_patient"),
     ("personal", "local"),
+    ("personal", "linear_site"),
     ("site", "linear_site"),
     ("site", "local"),
     ("global", "virtual"),

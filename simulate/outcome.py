@@ -18,14 +18,17 @@ from simulate.intervals import Judged, judge
 from simulate.models import at_most, headline_metrics
 from simulate.report import write_report
 from simulate.report.collect import differences_of, examples_of, pairs_of
-from simulate.report.data import CostRow, CurveRow, ReportData
+from simulate.report.data import CostRow, ReportData
 from simulate.steps import Steps
 from simulate.summary import (
+    CurveRow,
     PrivacyFacts,
     RoundRow,
     RunFacts,
     SiteFacts,
     build_summary,
+    write_curves,
+    write_differences,
     write_forecasts,
     write_metrics,
     write_rounds,
@@ -110,6 +113,10 @@ def write_outcome(outcome: Outcome, directory: Path, steps: Steps) -> None:
 def _write_files(outcome: Outcome, directory: Path, timing_s: Mapping[str, float]) -> ReportData:
     write_rounds(directory / "rounds.csv", outcome.rounds)
     write_metrics(directory / "metrics.csv", outcome.judged, _folds(outcome))
+    chosen = headline_metrics({metric.name for metric in outcome.task.metrics()})
+    write_differences(directory / "differences.csv", differences_of(outcome.judged, chosen))
+    if outcome.curves:
+        write_curves(directory / "curves.csv", outcome.curves)
     write_atomically(directory / "model.safetensors", arrays_to_bytes(outcome.kept.model))
     if outcome.config.run.forecasts:
         write_forecasts(directory / "forecasts.parquet", outcome.forecasts, outcome.task.horizons_min)

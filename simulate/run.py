@@ -30,9 +30,8 @@ from simulate.folder import claim
 from simulate.models import headline_metrics
 from simulate.outcome import Kept, Outcome, judge_all, write_outcome
 from simulate.progress import Progress, SilentProgress
-from simulate.report.data import CurveRow
 from simulate.steps import Steps
-from simulate.summary import RoundRow
+from simulate.summary import CurveRow, RoundRow
 from simulate.wards import Ward, join_models, open_wards
 from trust.digest import Arrays
 from twin import models, tasks

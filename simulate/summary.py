@@ -1,4 +1,4 @@
-"""What a run leaves for machines: summary.json, metrics.csv, rounds.csv and forecasts.parquet.
+"""What a run leaves for machines: summary.json, CSV files of figures, and forecasts.parquet.
 
 Nothing here computes a figure. Whatever is not finite is written as null or an empty cell.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from simulate.files import write_atomically
-from simulate.intervals import Interval, Judged
+from simulate.intervals import Difference, Interval, Judged
 from twin.tasks.protocol import Forecast
 
 
@@ -82,6 +82,28 @@ class RoundRow:
     value: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveRow:
+    """One point of a learning curve.
+
+    Attributes:
+        curve: which one, in words, with what x counts: "patients at a small site", "days of a patient".
+        site: at which the model was judged, or "all".
+        x: how many patients or days.
+        model, metric: what was judged.
+        value, low, high: the figure with its interval, None where not known.
+    """
+
+    curve: str
+    site: str
+    x: float
+    model: str
+    metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
 def build_summary(facts: RunFacts, judged: Judged) -> dict[str, Any]:
     """The content of summary.json; plain dicts, lists, strings and finite numbers."""
     summary = {
@@ -144,6 +166,22 @@ def write_rounds(path: Path, rows: Iterable[RoundRow]) -> None:
         columns=["round", "site", "metric", "value"],
     )
     _write_csv(path, table)
+
+
+def write_differences(path: Path, differences: Iterable[Difference]) -> None:
+    """Write differences.csv: model, baseline, site ("all": their mean), metric, value, low, high."""
+    rows = [
+        (d.model, d.baseline, d.site or "all", d.metric, d.interval.value, d.interval.low, d.interval.high)
+        for d in differences
+    ]
+    columns = ["model", "baseline", "site", "metric", "value", "low", "high"]
+    _write_csv(path, pd.DataFrame(rows, columns=columns))
+
+
+def write_curves(path: Path, rows: Iterable[CurveRow]) -> None:
+    """Write curves.csv: curve, site, x, model, metric, value, low, high."""
+    columns = ["curve", "site", "x", "model", "metric", "value", "low", "high"]
+    _write_csv(path, pd.DataFrame([asdict(row) for row in rows], columns=columns))
 
 
 def write_forecasts(

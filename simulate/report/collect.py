@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from simulate.intervals import Judged
+from simulate.intervals import Difference, Judged
 from simulate.models import COMPARISONS
-from simulate.report.data import Difference, Example, Pairs
+from simulate.report.data import Example, Pairs
 from twin.tasks.protocol import Forecast
 
 

@@ -11,20 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from simulate.intervals import Interval
-from simulate.summary import RoundRow
+from simulate.intervals import Difference
+from simulate.summary import CurveRow, RoundRow
 from twin.site import Quality
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """How much more of a metric `model` has than `baseline`; site None is the mean over sites."""
-
-    model: str
-    baseline: str
-    metric: str
-    site: str | None
-    interval: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,28 +50,6 @@ class Pairs:
     horizon_min: int
     observed_K: np.ndarray
     forecast_K: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurveRow:
-    """One point of a learning curve.
-
-    Attributes:
-        curve: which one, in words, with what x counts: "patients at a small site", "days of a patient".
-        site: at which the model was judged, or "all".
-        x: how many patients or days.
-        model, metric: what was judged.
-        value, low, high: the figure with its interval, None where not known.
-    """
-
-    curve: str
-    site: str
-    x: float
-    model: str
-    metric: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

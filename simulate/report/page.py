@@ -19,7 +19,7 @@ from simulate.intervals import Interval
 from simulate.models import MODELS, at_most, headline_metrics, in_order, label
 from simulate.report.charts import COLOURS, Dot, Line, dot_plot, line_chart, ribbon
 from simulate.report.clouds import calibration, clarke_grid, roc, zone_shares
-from simulate.report.data import CurveRow, Pairs, ReportData
+from simulate.report.data import Pairs, ReportData
 from simulate.report.words import (
     findings,
     privacy_sentence,
@@ -29,7 +29,7 @@ from simulate.report.words import (
     what_was_run,
     where_it_loses,
 )
-from simulate.summary import RoundRow
+from simulate.summary import CurveRow, RoundRow
 from twin.tasks.metrics.units import display
 
 # More pictures of one kind than this help nobody; the tables hold every site.

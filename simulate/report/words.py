@@ -7,8 +7,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from simulate.intervals import Difference
 from simulate.models import at_most, headline_metrics, label
-from simulate.report.data import Difference, ReportData
+from simulate.report.data import ReportData
 from simulate.report.svg import glucose_span, unit_span
 from twin.tasks.metrics.units import Display, display
 
@@ -76,8 +77,8 @@ def privacy_sentence(summary: Mapping[str, Any]) -> Markup:
     return Markup(
         "What left any hospital is differentially private per {}: epsilon at most {} at delta {} "
         "(neighbouring: {}; accountant: {}). That is the cost of the model that is kept; the folds that "
-        "judge it are trainings of their own, which a simulation can afford and hospitals would not run. The site "
-        "and personal models stay at the hospitals and have no such promise."
+        "judge it are trainings of their own, which a simulation can afford and hospitals would not run. "
+        "The site and personal models stay at the hospitals and have no such promise."
     ).format(
         privacy["unit"],
         at_most(privacy["epsilon"]),

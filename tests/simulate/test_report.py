@@ -9,12 +9,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from simulate.intervals import Interval, judge
+from simulate.intervals import Difference, Interval, judge
 from simulate.models import at_most
 from simulate.report import (
     CostRow,
-    CurveRow,
-    Difference,
     ReportData,
     differences_of,
     examples_of,
@@ -24,7 +22,7 @@ from simulate.report import (
 from simulate.report.page import render
 from simulate.report.svg import Scale
 from simulate.report.words import findings, where_it_loses
-from simulate.summary import PrivacyFacts, RoundRow, RunFacts, SiteFacts, build_summary
+from simulate.summary import CurveRow, PrivacyFacts, RoundRow, RunFacts, SiteFacts, build_summary
 from twin.site import Quality
 from twin.tasks.metrics import binary_metrics, glucose_metrics
 from twin.tasks.protocol import Forecast
