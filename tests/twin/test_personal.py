@@ -353,12 +353,12 @@ def clinic(seed: int, count: int = 60, slope: float = 1.5) -> tuple[Network, Exa
 
 
 @pytest.mark.parametrize("precision", [0.3, 3.0, 100.0, 1000.0])
-@pytest.mark.parametrize("slope", [1.5, 50.0])
+@pytest.mark.parametrize(("slope", "sureness"), [(1.5, 1.0), (50.0, 1.0), (1.5, 30.0)])
 def test_a_classifiers_shift_is_the_posterior_mode_that_an_optimiser_finds(
-    precision: float, slope: float
+    precision: float, slope: float, sureness: float
 ) -> None:
     network, examples = clinic(0, slope=slope)
-    x, start = examples.table_NF.double(), network(examples)[:, 0].double()
+    x, start = examples.table_NF.double(), sureness * network(examples)[:, 0].double()
     label = examples.target_NH[:, 0].double()
 
     def loss(shift: np.ndarray) -> float:

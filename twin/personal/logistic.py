@@ -20,7 +20,9 @@ from twin.tasks.protocol import Examples
 
 PRECISIONS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, float("inf"))
 _GROUPS = 10
-_NEWTON_STEPS = 8
+_NEWTON_STEPS = 30
+# Newton's step is halved as often as helps: alone it overshoots where the global model is very sure.
+_STEP_SIZES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,5 +80,20 @@ def _fit(features_ND: Tensor, logit_N: Tensor, label_N: Tensor, keep_GN: Tensor,
         slope_GD = (keep_GN * (chance_GN - label_N)) @ features_ND + precision * shift_GD
         weight_GN = keep_GN * chance_GN * (1 - chance_GN)
         curve_GDD = torch.einsum("gn,nd,ne->gde", weight_GN, features_ND, features_ND) + precision * eye
-        shift_GD = shift_GD - torch.linalg.solve(curve_GDD, slope_GD.unsqueeze(-1)).squeeze(-1)
+        step_GD = torch.linalg.solve(curve_GDD, slope_GD.unsqueeze(-1)).squeeze(-1)
+        tried = [shift_GD - size * step_GD for size in _STEP_SIZES]
+        loss_SG = torch.stack([_loss(features_ND, logit_N, label_N, keep_GN, precision, t) for t in tried])
+        size_G = loss_SG.new_tensor(_STEP_SIZES)[loss_SG.argmin(0)]
+        shift_GD = shift_GD - size_G[:, None] * step_GD
+        if float((size_G[:, None] * step_GD).abs().max()) < 1e-9:
+            break
     return shift_GD
+
+
+def _loss(
+    features_ND: Tensor, logit_N: Tensor, label_N: Tensor, keep_GN: Tensor, precision: float, shift_GD: Tensor
+) -> Tensor:
+    """What the posterior mode makes least, for each weighting, G."""
+    logit_GN = logit_N + shift_GD @ features_ND.T
+    each_GN = functional.softplus(logit_GN) - label_N * logit_GN
+    return (keep_GN * each_GN).sum(1) + 0.5 * precision * shift_GD.square().sum(1)
