@@ -125,7 +125,7 @@ class _Simulation:
         chosen = headline_metrics({metric.name for metric in task.metrics()})
         with self.steps.step("progress of sites", config.rounds + 1):
             rounds = self._rounds(task, wards, splits, folds, chosen)
-        curves = self._curves(task, wards, splits, folds, initial, chosen)
+        curves = self._curves(task, wards, splits, whole, folds, initial, chosen)
         noiseless = self._without_noise(task, wards, splits)
         with self.steps.step("intervals", 1):
             judged = judge_all(self.config, task, forecasts)
@@ -211,6 +211,7 @@ class _Simulation:
         task: Task,
         wards: Mapping[str, Ward],
         splits: tuple[Split, ...],
+        whole: FederationResult,
         folds: list[FederationResult],
         initial: Arrays,
         chosen: tuple[str, ...],
@@ -218,11 +219,16 @@ class _Simulation:
         if not self.config.evaluation.curves or len(wards) < 2:
             return []
         everybody = Split(seed=self.config.seed)
-        with self.steps.step("federations without a site", self.config.rounds * len(wards)):
-            without = {site: self._federate(f"without-{site}", everybody, (site,)).model for site in wards}
+        # A site that nobody else trains beside cannot be left out.
+        taking_part = {name for name, site in whole.sites.items() if site.refused is None}
+        left_out = {name: ward for name, ward in wards.items() if taking_part - {name}}
+        with self.steps.step("federations without a site", self.config.rounds * len(left_out)):
+            without = {site: self._federate(f"without-{site}", everybody, (site,)).model for site in left_out}
         few = min(len(splits), 5)
         with self.steps.step("learning curves", few * (len(PATIENTS) + 1)):
-            rows = new_hospital(self.config, task, wards, splits, without, initial, chosen, self.steps.part)
+            rows = new_hospital(
+                self.config, task, left_out, splits, without, initial, chosen, self.steps.part
+            )
             if isinstance(task, PathTask) and self.config.personal.name != "none":
                 federated = [fold.model for fold in folds]
                 rows += new_patient(self.config, task, wards, splits, federated, chosen, self.steps.part)
