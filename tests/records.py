@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 from conf import schema
 from twin import tasks
 from twin.connectors.virtual import virtual_sites
+from twin.signals import SIGNALS as catalogue
 from twin.site import Site
 from twin.tasks.glucose import HORIZONS_MIN, GlucoseTask
 from twin.tasks.protocol import Examples
@@ -109,3 +111,16 @@ def toy_examples(
         time_us_N=torch.from_numpy(START_US + place_N.astype(np.int64) * 900_000_000),
         patients=tuple(f"p{n}" for n in range(int(patient_N.max()) + 1 if n else 1)),
     )
+
+
+def write_sites(root: Path, patients: dict[str, int]) -> Path:
+    """A federation folder of virtual people: so many of them at each named site."""
+    for (name, count), site in zip(patients.items(), virtual(), strict=False):
+        chosen = set(site.patients.index[:count])
+        frame = site.observations[site.observations["patient_id"].isin(chosen)]
+        frame = frame.assign(unit=[catalogue[signal].unit for signal in frame["signal"]])
+        (root / name).mkdir(parents=True)
+        frame[["patient_id", "time", "signal", "value", "unit"]].to_csv(
+            root / name / "observations.csv", index=False
+        )
+    return root
