@@ -22,7 +22,6 @@ from twin.physiology.cohort import KINDS
 from twin.physiology.equilibrium import equilibrium
 from twin.physiology.hovorka import (
     D1,
-    MG_DL_PER_MMOL_L,
     MMOL_PER_G_GLUCOSE,
     MU_PER_U,
     Q1,
@@ -36,6 +35,7 @@ from twin.physiology.hovorka import (
 from twin.physiology.parameters import TYPE_1, draw_subjects
 from twin.physiology.solver import advance
 from twin.physiology.therapy import titrate
+from twin.signals import MG_DL_PER_MMOL_L
 
 STEPS_MIN = (5.0, 2.5, 1.0, 0.5)
 PEOPLE = (1, 10, 100, 1000)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from twin.signals import SIGNALS, Kind
+from twin.signals import SIGNALS, Kind, conversion
 from twin.site import Quality
 from twin.times import Times, to_utc
 
@@ -251,7 +251,7 @@ def _units(frame: pd.DataFrame, signals: list[str], tally: _Tally, faults: list[
     offset_SU = np.zeros_like(factor_SU)
     for row, signal in enumerate(signals):
         for column, unit in enumerate(units):
-            pair = SIGNALS[signal].units.get("".join(unit.split()).casefold())
+            pair = conversion(signal, unit)
             if pair:
                 factor_SU[row, column], offset_SU[row, column] = pair
     signal_N = frame["signal"].to_numpy()

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from markupsafe import Markup, escape
 
-from twin.tasks.metrics.units import MG_DL_PER_MMOL_L
+from twin.signals import MG_DL_PER_MMOL_L
 
 Digits: TypeAlias = tuple[int, int]
 """Digits behind the point in mg/dL, or of a number without unit, and in mmol/L."""

@@ -15,7 +15,6 @@ from twin.physiology.hovorka import (
     D1,
     D2,
     INSULIN,
-    MG_DL_PER_MMOL_L,
     MMOL_PER_G_GLUCOSE,
     Q1,
     S1,
@@ -27,6 +26,7 @@ from twin.physiology.hovorka import (
 )
 from twin.physiology.parameters import HEALTHY, TYPE_1, TYPE_2, draw_subjects
 from twin.physiology.solver import advance, rk4_step
+from twin.signals import MG_DL_PER_MMOL_L
 
 KINDS = {"type 1": TYPE_1, "type 2": TYPE_2, "none": HEALTHY}
 

@@ -23,7 +23,6 @@ Array = NDArray[np.float64]
 STATES = ("s1", "s2", "i", "x1", "x2", "x3", "q1", "q2", "d1", "d2", "c", "y")
 S1, S2, INSULIN, X1, X2, X3, Q1, Q2, D1, D2, C, Y = range(len(STATES))
 
-MG_DL_PER_MMOL_L = 18.016
 MMOL_PER_G_GLUCOSE = 1000.0 / 180.16
 MU_PER_U = 1000.0
 PMOL_PER_MU = 6.0

@@ -17,7 +17,6 @@ from twin.physiology.habits import Schedule
 from twin.physiology.hovorka import (
     D1,
     D2,
-    MG_DL_PER_MMOL_L,
     MMOL_PER_G_GLUCOSE,
     MU_PER_U,
     Q1,
@@ -31,6 +30,7 @@ from twin.physiology.hovorka import (
 )
 from twin.physiology.sensor import GRID_MIN, SensorError
 from twin.physiology.solver import advance
+from twin.signals import MG_DL_PER_MMOL_L
 
 STEP_MIN = 2.5
 RESCUE_G = 16.0

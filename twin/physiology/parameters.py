@@ -21,7 +21,8 @@ import numpy as np
 
 from twin.errors import DataError
 from twin.physiology.equilibrium import equilibrium
-from twin.physiology.hovorka import MG_DL_PER_MMOL_L, PMOL_PER_MU, Array, Subjects, concatenate, secretion_for
+from twin.physiology.hovorka import PMOL_PER_MU, Array, Subjects, concatenate, secretion_for
+from twin.signals import MG_DL_PER_MMOL_L
 
 CUT_AT_SD = 1.5
 BASAL_U_KG_DAY = (0.15, 0.63)  # W10, basal insulin requirement 0.35 (0.14) U/kg/day, up to 2 SD

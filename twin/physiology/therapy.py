@@ -14,7 +14,6 @@ import numpy as np
 from twin.physiology.equilibrium import equilibrium
 from twin.physiology.hovorka import (
     D1,
-    MG_DL_PER_MMOL_L,
     MMOL_PER_G_GLUCOSE,
     MU_PER_U,
     Q1,
@@ -25,6 +24,7 @@ from twin.physiology.hovorka import (
     derivatives,
 )
 from twin.physiology.solver import advance
+from twin.signals import MG_DL_PER_MMOL_L
 
 TEST_MEAL_G = 50.0
 AFTER_MEAL_MIN = 300.0

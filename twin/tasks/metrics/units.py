@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-# Molar mass of glucose 180.16 g/mol.
-MG_DL_PER_MMOL_L = 18.016
+from twin.signals import MG_DL_PER_MMOL_L
 
 Better: TypeAlias = Literal["lower", "higher", "neither"]
 
