@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from twin.personal.bayes import PRECISIONS, PathTask
-from twin.personal.moments import Moments, moments
+from twin.personal.moments import Moments, joined, moments
 from twin.tasks.protocol import Examples, Task
 
 _GROUPS = 10
@@ -79,15 +79,15 @@ def persistence_outputs(task: Task, examples: Examples) -> Tensor:
 def fit_linear(sites: Mapping[str, LinearData], trained: Mapping[str, Tensor]) -> Tensor:
     """Weights H × F of ridge regression over some patients (indices) of some sites."""
     parts = [sites[name].whole.at(chosen) for name, chosen in trained.items() if len(chosen)]
-    joined = _join(parts)
-    if len(joined.count_PH) < 2:
-        return joined.total().fit(_RIDGES[len(_RIDGES) // 2])[0]
-    group_P = torch.arange(len(joined.count_PH)) % min(_GROUPS, len(joined.count_PH))
-    total = joined.total()
+    together = joined(parts)
+    if len(together.count_PH) < 2:
+        return together.total().fit(_RIDGES[len(_RIDGES) // 2])[0]
+    group_P = torch.arange(len(together.count_PH)) % min(_GROUPS, len(together.count_PH))
+    total = together.total()
     errors = [0.0] * len(_RIDGES)
     for group in range(int(group_P.max()) + 1):
-        held = joined.at(group_P == group)
-        rest = _minus(total, held.total())
+        held = together.at(group_P == group)
+        rest = total.minus(held.total())
         for place, ridge in enumerate(_RIDGES):
             errors[place] += float(held.error(rest.fit(ridge)).sum())
     return total.fit(_RIDGES[errors.index(min(errors))])[0]
@@ -124,21 +124,3 @@ def logistic_outputs(parts: Sequence[Examples], examples: Examples) -> Tensor | 
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(table, label)
     odds = fitted.decision_function(examples.table_NF[:, :-1].double().numpy())
     return torch.from_numpy(odds)[:, None]
-
-
-def _join(parts: Sequence[Moments]) -> Moments:
-    return Moments(
-        gram_PHDD=torch.cat([part.gram_PHDD for part in parts]),
-        cross_PHD=torch.cat([part.cross_PHD for part in parts]),
-        square_PH=torch.cat([part.square_PH for part in parts]),
-        count_PH=torch.cat([part.count_PH for part in parts]),
-    )
-
-
-def _minus(total: Moments, part: Moments) -> Moments:
-    return Moments(
-        gram_PHDD=total.gram_PHDD - part.gram_PHDD,
-        cross_PHD=total.cross_PHD - part.cross_PHD,
-        square_PH=total.square_PH - part.square_PH,
-        count_PH=total.count_PH - part.count_PH,
-    )

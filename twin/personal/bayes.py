@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twin.halves import halves, within
 from twin.models.network import Network
-from twin.personal.moments import Moments, moments
+from twin.personal.moments import Moments, joined, moments
 from twin.personal.spread import no_change, patient_spreads, shrinkage, site_spreads
 from twin.tasks.protocol import Examples, Task
 
@@ -211,13 +211,7 @@ def _fit(of: Moments, precision: float) -> Tensor:
 def _left_out(whole: Moments, groups_P: Tensor) -> Moments:
     """Sums over all patients but those of one group, a row per group."""
     total = whole.total()
-    rows = [whole.at(groups_P == g).total() for g in range(int(groups_P.max()) + 1)]
-    return Moments(
-        gram_PHDD=torch.cat([total.gram_PHDD - r.gram_PHDD for r in rows]),
-        cross_PHD=torch.cat([total.cross_PHD - r.cross_PHD for r in rows]),
-        square_PH=torch.cat([total.square_PH - r.square_PH for r in rows]),
-        count_PH=torch.cat([total.count_PH - r.count_PH for r in rows]),
-    )
+    return joined([total.minus(whole.at(groups_P == g).total()) for g in range(int(groups_P.max()) + 1)])
 
 
 def _site_error(whole: Moments, left_out: Moments, groups_P: Tensor, precision: float) -> float:

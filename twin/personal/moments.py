@@ -5,6 +5,7 @@ Letters: N windows, P patients, H horizons, D features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,15 @@ class Moments:
             cross_PHD=self.cross_PHD.sum(0, keepdim=True),
             square_PH=self.square_PH.sum(0, keepdim=True),
             count_PH=self.count_PH.sum(0, keepdim=True),
+        )
+
+    def minus(self, part: Moments) -> Moments:
+        """The sums without those of `part` (P or 1 in front, on either side)."""
+        return Moments(
+            gram_PHDD=self.gram_PHDD - part.gram_PHDD,
+            cross_PHD=self.cross_PHD - part.cross_PHD,
+            square_PH=self.square_PH - part.square_PH,
+            count_PH=self.count_PH - part.count_PH,
         )
 
     def at(self, patients: Tensor) -> Moments:
@@ -73,6 +83,16 @@ class Moments:
         eye = torch.eye(self.gram_PHDD.shape[-1], dtype=self.gram_PHDD.dtype, device=self.gram_PHDD.device)
         solved: Tensor = torch.linalg.solve(self.gram_PHDD + precision * eye, self.cross_PHD.unsqueeze(-1))
         return solved.squeeze(-1)
+
+
+def joined(parts: Sequence[Moments]) -> Moments:
+    """The patients of several sums one after the other."""
+    return Moments(
+        gram_PHDD=torch.cat([part.gram_PHDD for part in parts]),
+        cross_PHD=torch.cat([part.cross_PHD for part in parts]),
+        square_PH=torch.cat([part.square_PH for part in parts]),
+        count_PH=torch.cat([part.count_PH for part in parts]),
+    )
 
 
 def moments(
