@@ -112,14 +112,6 @@ def patient_sum(
     return sums
 
 
-def mean_patient_gradient(
-    model: nn.Module, forward: Callable[[], Tensor], patient_N: Tensor, patients: int
-) -> dict[str, Tensor]:
-    """`patient_sum` over `patients`: what the private step estimates, without clipping and noise."""
-    sums = patient_sum(model, forward, patient_N, patients)
-    return {name: value / patients for name, value in sums.items()}
-
-
 def patient_chunks(model: nn.Module, patient_N: Tensor, *, windows: int) -> Iterator[Tensor]:
     """Index tensors over N that hold whole patients and at most `windows` windows (or one patient).
 
