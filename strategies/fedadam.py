@@ -4,8 +4,13 @@ Reddi et al. 2021 (arXiv:2003.00295), Algorithm 2:
     m_t = beta1 m_{t-1} + (1 - beta1) Delta_t
     v_t = beta2 v_{t-1} + (1 - beta2) Delta_t^2,   v_{-1} = tau^2
     x_{t+1} = x_t + eta m_t / (sqrt(v_t) + tau)
-As in the paper, and unlike Kingma & Ba's Adam, the moments are not corrected for their start at
-m = 0 and v = tau^2: the first steps are short. Deviation: Delta_t is weighted as the plan says.
+The second moment is that of the mean update Delta_t itself, not of its running mean m_t. Unlike in
+Kingma & Ba's Adam the moments are not corrected for their start at m = 0 and v = tau^2: the first steps
+are short. Deviation: Delta_t is weighted as the plan says.
+
+How it was checked: the paper's text could not be opened here. The equations are those that Flower 1.41
+(`FedAdam`) and APPFL (`FedAdamServer`) state in code; Flower differs in two points, it starts v at 0
+and corrects the moments.
 """
 
 from __future__ import annotations
