@@ -167,7 +167,7 @@ class _Bars:
             left = "" if left_s is None else f"{duration(left_s)} left"
             self._rich.update(self._task, completed=parts, left=left, note=note)
 
-    def end(self, took_s: float) -> None:  # noqa: ARG002 - the bar has its own clock
+    def end(self, took_s: float) -> None:  # noqa: ARG002  the bar has its own clock
         if self._task is not None:
             parts = max(1, int(self._rich.tasks[-1].completed))
             total = self._total or parts

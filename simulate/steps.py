@@ -12,9 +12,11 @@ from simulate.progress import Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """Attributes:
-    progress: is told of each step and part.
-    timing_s: seconds by step, filled as steps end.
+    """Tells of steps as they begin, and times them.
+
+    Attributes:
+        progress: is told of each step and part.
+        timing_s: seconds by step, filled as steps end.
     """
 
     progress: Progress

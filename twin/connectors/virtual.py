@@ -230,7 +230,7 @@ def _clinic(number: int, seed: np.random.SeedSequence) -> Group:
 def _check(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
-            raise DataError(f"{name}: expected a whole number of at least 1, got {value}; set data.{name}")
+            raise DataError(f"virtual people: {name} must be a whole number of at least 1; got {value}")
 
 
 def _shares(weights: NDArray[np.int64], total: int) -> NDArray[np.int64]:
