@@ -37,16 +37,7 @@ def train_centrally(
     network = models.build(config.model, task)
     if not network.reads_series:
         examples = examples.without_series()
-    terms = Terms(
-        private=False,
-        noise_multiplier=0.0,
-        clip_norm=config.privacy.clip_norm,
-        sampling_rate=1.0,
-        windows_per_patient=config.privacy.windows_per_patient,
-        steps=rounds * config.strategy.local_steps,
-        epsilon=None,
-        delta=config.privacy.delta,
-    )
+    terms = _open_terms(config, rounds * config.strategy.local_steps)
     strategy = replace(config.strategy, name="fedavg", proximal_mu=0.0)
     secret = site_secret_from_seed(config.seed, f"central {name}")
     state, total = initial, start(initial, list(trainable(network)))
@@ -66,3 +57,17 @@ def train_centrally(
         if number > rounds - last:
             total = add(total, state)
     return mean(total, state)
+
+
+def _open_terms(config: Config, steps: int) -> Terms:
+    """Every patient in every step, neither clipped nor noised; as many windows of each as a site takes."""
+    return Terms(
+        private=False,
+        noise_multiplier=0.0,
+        clip_norm=config.privacy.clip_norm,
+        sampling_rate=1.0,
+        windows_per_patient=config.privacy.windows_per_patient,
+        steps=steps,
+        epsilon=None,
+        delta=config.privacy.delta,
+    )
