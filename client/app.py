@@ -25,7 +25,7 @@ app = ClientApp(mods=[egress.gate])
 @app.query("declare")
 def declare(message: Message, context: Context) -> Message:
     """Answers an offered plan with the rounded number of patients, or refuses its terms."""
-    site, plan = open_site(context), from_json(read_plan_request(message.content))
+    site, plan = open_site(context), from_json(read_plan_request(message.content).plan)
     check_terms(site, plan)
     said = Answer(site=site.name, plan=plan.hash, patients=site.declared)
     return Message(answer(said), reply_to=message)
@@ -34,7 +34,7 @@ def declare(message: Message, context: Context) -> Message:
 @app.query("accept")
 def accept(message: Message, context: Context) -> Message:
     """Books a plan with its participants in the site's ledger, once, before any round of it."""
-    site, plan = open_site(context), from_json(read_plan_request(message.content))
+    site, plan = open_site(context), from_json(read_plan_request(message.content).plan)
     check_terms(site, plan)
     check_share(site, plan)
     site.ledger.open_plan(plan.hash, _release(plan), plan.to_json())

@@ -106,7 +106,7 @@ def code_of(error: Exception) -> str:
 def _limits(message: Message, site: OpenSite) -> Limits:
     kind = message.metadata.message_type
     if kind != TRAIN:
-        plan = from_json(read_plan_request(message.content))
+        plan = from_json(read_plan_request(message.content).plan)
         return Limits(expected=Answer(site=site.name, plan=plan.hash), declares=kind == DECLARE)
     request, _ = read_train_request(message.content)
     plan = from_json(request.plan)

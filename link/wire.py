@@ -5,7 +5,8 @@ Three requests, each with one answer:
 - `query.accept`: the plan with participants → the site's name;
 - `train`: an accepted plan, a round of it and the global model → the site's update.
 The plan travels whole each time, so that a site need not keep it: its hash says whether the site
-accepted it. An answer with a non-empty error code holds no more than the code.
+accepted it. With it travels the coordinator's signature over its JSON, which is empty in a simulation
+and which a hospital checks. An answer with a non-empty error code holds no more than the code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ TRAIN = "train"
 
 PLAN = "plan"
 ANSWER_KEYS = {"site": str, "plan": str, "round": int, "base": str, "patients": int, "error": str}
-ROUND_KEYS = {"plan": str, "round": int, "base": str}
+PLAN_KEYS = {"json": str, "signature": str}
+ROUND_KEYS = {"plan": str, "signature": str, "round": int, "base": str}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """A plan (JSON) and the coordinator's signature over it."""
+
+    plan: str
+    signature: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +45,7 @@ class Round:
     plan: str
     round: int
     base: str
+    signature: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,20 +68,21 @@ class Answer:
     error: str = ""
 
 
-def plan_request(plan_json: str) -> RecordDict:
+def plan_request(plan_json: str, signature: str = "") -> RecordDict:
     """The content of `declare` and `accept`."""
-    return RecordDict({PLAN: ConfigRecord({"json": plan_json})})
+    return RecordDict({PLAN: ConfigRecord({"json": plan_json, "signature": signature})})
 
 
-def read_plan_request(content: RecordDict) -> str:
-    """The JSON of the plan in a request.
+def read_plan_request(content: RecordDict) -> PlanRequest:
+    """The plan in a request.
 
     Raises:
         LinkError: the request is not of this form.
     """
     if set(content) != {PLAN}:
         raise LinkError(f"Expected the one record {PLAN!r}; {sorted(content)} came.")
-    return str(_read(content[PLAN], {"json": str}, PLAN)["json"])
+    values = _read(content[PLAN], PLAN_KEYS, PLAN)
+    return PlanRequest(plan=str(values["json"]), signature=str(values["signature"]))
 
 
 def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
@@ -82,7 +94,12 @@ def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
     if set(content) != {ROUND, MODEL}:
         raise LinkError(f"Expected the records {ROUND!r} and {MODEL!r}; {sorted(content)} came.")
     values = _read(content[ROUND], ROUND_KEYS, ROUND)
-    request = Round(plan=str(values["plan"]), round=int(values["round"]), base=str(values["base"]))
+    request = Round(
+        plan=str(values["plan"]),
+        round=int(values["round"]),
+        base=str(values["base"]),
+        signature=str(values["signature"]),
+    )
     return request, record_to_arrays(content[MODEL])
 
 

@@ -37,6 +37,7 @@ class FlowerStrategy(Strategy):
         model: Mapping[str, np.ndarray],
         trainable: Sequence[str],
         nodes: dict[str, int],
+        signature: str = "",
     ) -> None:
         """Args:
         rule: what makes the next model.
@@ -44,11 +45,13 @@ class FlowerStrategy(Strategy):
         model: the global model from which the next round starts.
         trainable: names of the arrays that updates hold.
         nodes: node id of each site that takes part.
+        signature: of the coordinator over the plan; empty in a simulation.
         """
         self.rule = rule
         self.plan = plan
         self.model = dict(model)
         self.nodes = nodes
+        self.signature = signature
         self.state = rule.init(model, trainable)
 
     def configure_train(
@@ -59,7 +62,14 @@ class FlowerStrategy(Strategy):
         grid: Grid,  # noqa: ARG002  Flower's signature; participants stand in the plan
     ) -> list[Message]:
         base = arrays_sha256({name: array.numpy() for name, array in arrays.items()})
-        request = ConfigRecord({"plan": self.plan.to_json(), "round": server_round, "base": base})
+        request = ConfigRecord(
+            {
+                "plan": self.plan.to_json(),
+                "signature": self.signature,
+                "round": server_round,
+                "base": base,
+            }
+        )
         return [
             Message(
                 RecordDict({ROUND: request, MODEL: arrays}),

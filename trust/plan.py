@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -21,8 +22,11 @@ from conf.schema import Model, Strategy, Task
 from trust.digest import sha256
 from trust.errors import PlanError
 
-VERSION = 1
+VERSION = 2
 PATIENTS_STEP = 5
+RELEASE = "0.1"
+"""Release of this software, MAJOR.MINOR: within one, the same plan trains the same network."""
+AGGREGATIONS = ("plain",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,10 @@ class Plan:
     Attributes:
         purpose: tells plans apart that are equal otherwise (which fold, which hospital left out).
         base_sha256: of the model from which the first round starts.
+        quorum: a round needs the updates of at least so many sites.
+        deadline_s: how long the coordinator waits for sites to take the plan, and for each round.
+        aggregation: how updates are summed; "plain" shows the coordinator each site's update.
+        versions: release of the software that the plan was made for; a site of another refuses.
         participants: sorted by site; empty while the plan is an offer.
     """
 
@@ -75,6 +83,10 @@ class Plan:
     terms: Terms
     rounds: int
     base_sha256: str
+    quorum: int = 1
+    deadline_s: float = 3600.0
+    aggregation: str = "plain"
+    versions: str = RELEASE
     participants: tuple[Participant, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,6 +100,11 @@ class Plan:
     def hash(self) -> str:
         """SHA-256 of the canonical form."""
         return sha256(self.to_json().encode())
+
+    @property
+    def offer_hash(self) -> str:
+        """Hash of the offer that the plan came from: what a site's people approve."""
+        return replace(self, participants=()).hash
 
     def to_json(self) -> str:
         """The canonical form."""
@@ -233,6 +250,16 @@ def _faults(plan: Plan) -> list[str]:
         (
             len(plan.base_sha256) == 64 and set(plan.base_sha256) <= set("0123456789abcdef"),
             "base_sha256: 64 hexadecimal digits",
+        ),
+        (plan.quorum >= 1, f"quorum: at least 1, {plan.quorum} came"),
+        (0 < plan.deadline_s < math.inf, f"deadline_s: above 0, {plan.deadline_s} came"),
+        (
+            plan.aggregation in AGGREGATIONS,
+            f"aggregation: one of {', '.join(AGGREGATIONS)}, {plan.aggregation!r} came",
+        ),
+        (
+            re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", plan.versions) is not None,
+            "versions: a release, MAJOR.MINOR",
         ),
         (sites == sorted(set(sites)), "participants: sorted by site, each once"),
         (

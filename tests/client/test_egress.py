@@ -120,7 +120,9 @@ def _code(app: ClientApp, run: dict[str, str | int | float | bool], kind: str, c
 
 
 def _round(plan: Plan, number: int, model: Arrays, base: str | None = None) -> RecordDict:
-    record = ConfigRecord({"plan": plan.to_json(), "round": number, "base": base or arrays_sha256(model)})
+    record = ConfigRecord(
+        {"plan": plan.to_json(), "signature": "", "round": number, "base": base or arrays_sha256(model)}
+    )
     return RecordDict({"round": record, "model": to_record(model)})
 
 

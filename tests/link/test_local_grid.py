@@ -9,7 +9,15 @@ from flwr.clientapp import ClientApp
 
 from link.errors import LinkError
 from link.local import LocalGrid
-from link.wire import Answer, answer, plan_request, read_answer, read_plan_request, read_train_request
+from link.wire import (
+    Answer,
+    PlanRequest,
+    answer,
+    plan_request,
+    read_answer,
+    read_plan_request,
+    read_train_request,
+)
 
 echo = ClientApp()
 
@@ -108,7 +116,7 @@ def test_answers_of_another_form_are_refused(content: RecordDict) -> None:
 
 
 def test_requests_of_another_form_are_refused() -> None:
-    assert read_plan_request(plan_request("{}")) == "{}"
+    assert read_plan_request(plan_request("{}", "s")) == PlanRequest(plan="{}", signature="s")
     for read in (read_plan_request, read_train_request):
         with pytest.raises(LinkError):
             read(RecordDict({"code": ConfigRecord({"run": "import os"})}))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from conf.schema import Model, Strategy, Task
 from trust.digest import arrays_from_bytes, arrays_sha256, arrays_to_bytes
 from trust.errors import PlanError, TrustError
-from trust.plan import Plan, Terms, from_json, round_patients
+from trust.plan import RELEASE, Plan, Terms, from_json, round_patients
 
 TERMS = Terms(
     private=True,
@@ -75,7 +77,11 @@ def test_whatever_differs_changes_the_hash(other: Plan) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        (("version",), 2, "version"),
+        (("version",), 1, "version"),
+        (("quorum",), 0, "quorum"),
+        (("deadline_s",), 0.0, "deadline_s"),
+        (("aggregation",), "secret", "aggregation"),
+        (("versions",), "new", "MAJOR.MINOR"),
         (("rounds",), 21, "terms.steps"),
         (("terms", "noise_multiplier"), 0.0, "noise_multiplier"),
         (("terms", "noise_multiplier"), True, "noise_multiplier"),
@@ -152,3 +158,12 @@ def test_a_hash_changes_with_name_shape_type_and_last_bit(changed: dict[str, np.
 def test_bytes_that_are_no_arrays_are_refused() -> None:
     with pytest.raises(TrustError, match="safetensors"):
         arrays_from_bytes(b"\x80\x04pickle")
+
+
+def test_the_offer_of_a_plan_is_the_plan_without_its_participants() -> None:
+    assert PLAN.offer_hash == OFFER.hash == OFFER.offer_hash
+
+
+def test_the_release_in_a_plan_is_that_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert RELEASE == ".".join(str(project["version"]).split(".")[:2])
