@@ -114,9 +114,14 @@ def site_examples(config: Config, site: str) -> Examples:
 
 
 def training_examples(config: Config, site: str, part: Part) -> Examples:
-    """The windows of a site's training patients, with `patients` naming those patients alone."""
+    """The windows of a site's training patients, with `patients` naming those patients alone.
+
+    A patient without a window does not train, so does not count towards any number of patients.
+    """
     examples = site_examples(config, site)
-    chosen = part.training_patients(site, examples.patients)
+    windows_P = torch.bincount(examples.patient_N, minlength=len(examples.patients)).tolist()
+    present = {patient for patient, windows in zip(examples.patients, windows_P, strict=True) if windows}
+    chosen = tuple(p for p in part.training_patients(site, examples.patients) if p in present)
     place_P = np.full(len(examples.patients), -1, np.int64)
     place = {patient: number for number, patient in enumerate(examples.patients)}
     place_P[[place[patient] for patient in chosen]] = np.arange(len(chosen))

@@ -139,7 +139,7 @@ def _evaluate(
 def _sites(config: Config, wards: Mapping[str, Ward]) -> dict[str, SiteResult]:
     return {
         name: SiteResult(
-            patients=len(ward.examples.patients),
+            patients=len(ward.examples.patient_N.unique()),
             declared=0,
             train_windows=0,
             epsilon=None,
