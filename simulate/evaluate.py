@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 
 from conf.errors import ConfigError
@@ -139,7 +140,7 @@ def _evaluate(
 def _sites(config: Config, wards: Mapping[str, Ward]) -> dict[str, SiteResult]:
     return {
         name: SiteResult(
-            patients=len(ward.examples.patient_N.unique()),
+            patients=len(torch.unique(ward.examples.patient_N)),
             declared=0,
             train_windows=0,
             epsilon=None,

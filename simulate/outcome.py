@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from conf.load import to_yaml
 from conf.schema import Config
@@ -241,7 +242,7 @@ def _notes(outcome: Outcome) -> tuple[str, ...]:
     notes = [
         f"Site {name} did not take part in training: {code.replace('_', ' ')}." for name, code in refused
     ]
-    small = [name for name, ward in outcome.wards.items() if len(ward.examples.patient_N.unique()) < 10]
+    small = [name for name, ward in outcome.wards.items() if len(torch.unique(ward.examples.patient_N)) < 10]
     if small:
         notes.append(
             f"Fewer than ten patients at {', '.join(small)}: intervals there are too narrow, and single "
