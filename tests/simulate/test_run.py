@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,25 @@ from conf.errors import ConfigError
 from conf.load import load
 from conf.schema import Config
 from simulate.models import MODELS
-from simulate.run import resume, simulate
+from simulate.run import RunResult, resume, simulate
 from tests.heart_hospitals import SITES, write_folder
 from tests.records import virtual, write_sites
 
 pytestmark = pytest.mark.xdist_group("simulated runs")  # one process shares the run that all look at
 
-SMALL = (
-    "sites=3",
-    "data.patients_per_site=10",
-    "data.days=3",
-    "rounds=3",
-    "evaluation.folds=2",
-    "evaluation.bootstrap_samples=100",
-    "run.forecasts=true",
-)
-BARE = ("evaluation.curves=false", "sites=2", "data.days=2")
+SMALL = {
+    "sites": 3,
+    "data.patients_per_site": 10,
+    "data.days": 3,
+    "rounds": 3,
+    "evaluation.folds": 2,
+    "evaluation.bootstrap_samples": 100,
+    "run.forecasts": "true",
+}
+BARE = SMALL | {"evaluation.curves": "false", "sites": 2, "data.days": 2}
+VIRTUAL_ONLY = ("sites", "data.patients_per_site", "data.days")
+
+
 FILES = (
     "config.yaml",
     "rounds.csv",
@@ -43,8 +48,19 @@ FILES = (
 )
 
 
-def configured(directory: Path, *words: str) -> Config:
-    return load([*SMALL, *words, f"run.dir={directory}"])
+def configured(directory: Path, **changed: object) -> Config:
+    """A small run with curves; `__` in a name stands for a dot."""
+    return of(SMALL, directory, **changed)
+
+
+def of(settings: Mapping[str, object], directory: Path, **changed: object) -> Config:
+    words = dict(settings) | {key.replace("__", "."): value for key, value in changed.items()}
+    return load([f"{key}={value}" for key, value in words.items()] + [f"run.dir={directory}"])
+
+
+def in_folder(folder: Path, directory: Path, **changed: object) -> Config:
+    settings = {key: value for key, value in SMALL.items() if key not in VIRTUAL_ONLY}
+    return of({"data": "folder", "data.path": folder} | settings, directory, **changed)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +68,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("finished") / "run"
     simulate(configured(directory))
     return directory
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run without learning curves."""
+    return simulate(of(BARE, tmp_path_factory.mktemp("bare") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +158,7 @@ def test_every_patients_figure_can_be_recomputed_and_names_the_fold_that_left_th
     chosen = metrics[(metrics["model"] == "personal") & (metrics["metric"] == "rmse_30_mg_dl")]
     at = forecasts[(forecasts["model"] == "personal") & (forecasts["horizon_min"] == 30)].dropna()
     square = (at["q50"] - at["observed"]) ** 2
-    expected = np.sqrt(square.groupby([at["site"], at["patient"]]).mean())
+    expected = square.groupby([at["site"], at["patient"]]).mean() ** 0.5
     found = chosen.set_index(["site", "patient"])["value"]
     pd.testing.assert_series_equal(found.sort_index(), expected.sort_index(), check_names=False)
     assert set(chosen["fold"]) == {0, 1}
@@ -146,9 +168,12 @@ def test_every_patients_figure_can_be_recomputed_and_names_the_fold_that_left_th
 def test_all_models_are_judged_on_the_same_windows_of_the_later_halves(forecasts: pd.DataFrame) -> None:
     keys = ["site", "patient", "time", "horizon_min"]
     assert not forecasts.duplicated([*keys, "model"]).any()
-    windows = {model: set(map(tuple, rows[keys].to_numpy())) for model, rows in forecasts.groupby("model")}
+    windows = {
+        model: rows[[*keys, "observed"]].sort_values(keys, ignore_index=True)
+        for model, rows in forecasts.groupby("model")
+    }
     assert set(windows) == set(MODELS)
-    assert len({frozenset(found) for found in windows.values()}) == 1
+    assert all(found.equals(windows["persistence"]) for found in windows.values())
     for site in virtual():
         glucose = site.observations[site.observations["signal"] == "glucose"]
         middle = glucose.groupby("patient_id")["time"].agg(lambda t: t.min() + (t.max() - t.min()) / 2)
@@ -196,7 +221,7 @@ def test_a_second_call_computes_and_writes_nothing(finished: Path, summary: dict
 def test_a_folder_of_another_configuration_is_refused_and_stays_as_it_is(finished: Path) -> None:
     before = (finished / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="another configuration"):
-        simulate(configured(finished, "seed=5"))
+        simulate(configured(finished, seed=5))
     assert (finished / "config.yaml").read_bytes() == before
     with pytest.raises(ConfigError, match="no run"):
         resume(finished.parent)
@@ -227,35 +252,39 @@ class Stopping:
 
 @pytest.mark.parametrize("at", ["comparisons", "round", "report"])
 def test_a_run_that_was_interrupted_goes_on_to_the_identical_model(
-    at: str, finished: Path, summary: dict[str, Any], tmp_path: Path
+    at: str, bare: RunResult, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        simulate(configured(tmp_path / "run"), progress=Stopping(at))
+        simulate(of(BARE, tmp_path / "run"), progress=Stopping(at))
     assert not (tmp_path / "run" / "summary.json").exists()
     again = resume(tmp_path / "run").summary
-    assert again["model"] == summary["model"]
-    assert again["metrics"] == summary["metrics"]
-    assert again["sites"] == summary["sites"]
+    assert {key: again[key] for key in again if key != "timing_s"} == {
+        key: bare.summary[key] for key in again if key != "timing_s"
+    }
     for name in ("metrics.csv", "rounds.csv", "model.safetensors"):
-        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+        assert (tmp_path / "run" / name).read_bytes() == (bare.directory / name).read_bytes()
 
 
-def test_another_seed_gives_another_model_and_the_same_one_the_same(tmp_path: Path) -> None:
-    digests = [
-        simulate(configured(tmp_path / str(place), *BARE, f"seed={seed}")).summary["model"]["sha256"]
-        for place, seed in enumerate((1, 1, 2))
+def test_a_run_follows_from_its_seed_and_from_no_unit_of_display(bare: RunResult, tmp_path: Path) -> None:
+    same = simulate(of(BARE, tmp_path / "same", task__unit="mmol/L"))
+    other = simulate(of(BARE, tmp_path / "other", seed=2))
+    assert same.summary["model"] == bare.summary["model"]
+    assert same.summary["metrics"] == bare.summary["metrics"]
+    assert other.summary["model"]["sha256"] != bare.summary["model"]["sha256"]
+    units = [
+        (run.directory / "report.html").read_text(encoding="utf-8").count("mmol/L") for run in (same, bare)
     ]
-    assert digests[0] == digests[1] != digests[2]
+    assert units[0] > units[1] + 10
 
 
-def test_without_privacy_epsilon_is_null_and_noise_alone_makes_the_difference(
-    tmp_path: Path, summary: dict[str, Any]
+def test_without_privacy_epsilon_is_null_and_only_what_is_released_differs(
+    bare: RunResult, tmp_path: Path
 ) -> None:
-    found = simulate(configured(tmp_path / "run", "evaluation.curves=false", "privacy=none")).summary
+    found = simulate(of(BARE, tmp_path / "run", privacy="none")).summary
     assert found["privacy"]["epsilon"] is None
     assert found["privacy"]["delta"] is None
     assert all(site["epsilon"] is None and site["delta"] is None for site in found["sites"].values())
-    assert found["model"]["sha256"] != summary["model"]["sha256"]
+    assert found["model"]["sha256"] != bare.summary["model"]["sha256"]
     for model in (
         "persistence",
         "linear_pooled",
@@ -265,24 +294,12 @@ def test_without_privacy_epsilon_is_null_and_noise_alone_makes_the_difference(
         "local",
         "pooled",
     ):
-        assert found["metrics"][model] == summary["metrics"][model]
-
-
-def test_the_unit_of_display_changes_the_report_and_no_figure(tmp_path: Path) -> None:
-    first, second = (
-        simulate(configured(tmp_path / str(place), *BARE, f"task.unit={unit}"))
-        for place, unit in enumerate(("mg/dL", "mmol/L"))
-    )
-    assert second.summary["metrics"] == first.summary["metrics"]
-    assert second.summary["model"]["sha256"] == first.summary["model"]["sha256"]
-    assert "mmol/L" in (second.directory / "report.html").read_text(encoding="utf-8")
+        assert found["metrics"][model] == bare.summary["metrics"][model]
 
 
 def test_a_site_below_the_minimum_is_judged_does_not_train_and_is_named(tmp_path: Path) -> None:
     folder = write_sites(tmp_path / "folder", {"big": 10, "mid": 7, "one": 1})
-    words = ["sites=null", "data=folder", f"data.path={folder}", "privacy.minimum_patients=3"]
-    words = [word for word in (*SMALL, *words) if not word.startswith(("data.patients", "data.days"))]
-    found = simulate(load([*words, f"run.dir={tmp_path / 'run'}"]))
+    found = simulate(in_folder(folder, tmp_path / "run", privacy__minimum_patients=3))
     sites = found.summary["sites"]
     assert sites["one"] == {"patients": 0, "train_windows": 0, "epsilon": 0.0, "delta": 1e-4}
     assert sites["big"]["patients"] == 10
@@ -295,9 +312,7 @@ def test_a_site_below_the_minimum_is_judged_does_not_train_and_is_named(tmp_path
 
 def test_a_federation_in_which_one_site_is_left_to_train_still_ends(tmp_path: Path) -> None:
     folder = write_sites(tmp_path / "folder", {"big": 10, "few": 3})
-    words = ["sites=null", "data=folder", f"data.path={folder}", "privacy.minimum_patients=4"]
-    words = [word for word in (*SMALL, *words) if not word.startswith(("data.patients", "data.days"))]
-    found = simulate(load([*words, f"run.dir={tmp_path / 'run'}"])).summary
+    found = simulate(in_folder(folder, tmp_path / "run", privacy__minimum_patients=4)).summary
     assert found["sites"]["few"]["patients"] == 0
     assert found["rounds"]["committed"] == 3
     assert found["metrics"]["global"]["rmse_30_mg_dl"]["value"] > 0
@@ -308,17 +323,11 @@ def test_a_task_without_time_has_no_persistence_and_no_personal_models(
     evaluation: str, tmp_path: Path
 ) -> None:
     folder = write_folder(tmp_path / "folder", patients=24)
-    count = "evaluation.folds=3" if evaluation == "folds" else "evaluation.repeats=4"
-    words = [
-        "data=folder",
-        f"data.path={folder}",
-        "task=heart",
-        "rounds=3",
-        f"evaluation={evaluation}",
-        count,
-    ]
-    words += ["evaluation.bootstrap_samples=100", "privacy.delta=1e-3", "run.forecasts=true"]
-    found = simulate(load([*words, f"run.dir={tmp_path / 'run'}"]))
+    changed = {"evaluation.folds": 3} if evaluation == "folds" else {"evaluation.repeats": 4}
+    settings = {"data": "folder", "data.path": folder, "task": "heart", "rounds": 3, "evaluation": evaluation}
+    settings |= {"evaluation.bootstrap_samples": 100, "run.forecasts": "true"} | changed
+    settings |= {"evaluation.curves": str(evaluation == "folds").lower()}
+    found = simulate(of(settings, tmp_path / "run"))
     metrics = found.summary["metrics"]
     assert {"auroc", "auprc", "brier", "accuracy"} <= set(metrics["global"])
     for model in ("persistence", "linear_patient", "personal"):
@@ -340,26 +349,34 @@ def test_a_task_without_time_has_no_persistence_and_no_personal_models(
         assert rows.groupby("site").size().eq(4 * round(0.34 * 24)).all()
 
 
-def test_the_simulation_uses_no_patient_that_judges(tmp_path: Path) -> None:
-    """What the training sees of a fold is fixed by the patients outside it."""
+def test_no_model_of_a_fold_saw_the_patients_whom_it_judges(tmp_path: Path) -> None:
+    """Another record of one patient changes what other folds forecast, and nobody else in the own fold."""
     folder = write_sites(tmp_path / "folder", {"big": 10, "mid": 10})
-    words = [word for word in SMALL if not word.startswith(("data.patients", "data.days", "sites"))]
-    words += ["data=folder", "evaluation.curves=false"]
-    first = simulate(load([*words, f"data.path={folder}", f"run.dir={tmp_path / 'a'}"]))
+    first = simulate(in_folder(folder, tmp_path / "a", evaluation__curves="false"))
     metrics = pd.read_csv(first.directory / "metrics.csv")
-    judged = metrics[(metrics["site"] == "big") & (metrics["fold"] == 0)]["patient"].iloc[0]
-    path = folder / "big" / "observations.csv"
-    table = pd.read_csv(path)
-    spoilt = (table["patient_id"] == judged) & (table["signal"] == "glucose")
-    table.loc[spoilt, "value"] = 60.0 + table.loc[spoilt, "value"] % 37
-    table.to_csv(path, index=False)
-    second = simulate(load([*words, f"data.path={folder}", "seed=0", f"run.dir={tmp_path / 'b'}"]))
-    one, other = (pd.read_parquet(r.directory / "forecasts.parquet") for r in (first, second))
-    fold = metrics[metrics["fold"] == 0].set_index(["site", "patient"]).index.unique()
-    models = ["linear_pooled", "linear_site", "local", "pooled", "global", "site", "personal"]
-    for frame in (one, other):
-        at = pd.MultiIndex.from_frame(frame[["site", "patient"]])
-        frame["kept"] = at.isin(fold) & (frame["patient"] != judged) & frame["model"].isin(models)
-    pd.testing.assert_frame_equal(
-        one[one["kept"]].reset_index(drop=True), other[other["kept"]].reset_index(drop=True)
-    )
+    fold_of = metrics.groupby(["site", "patient"])["fold"].first()
+    changed = fold_of["big"].index[0]
+    other = shutil.copytree(folder, tmp_path / "other")
+    table = pd.read_csv(other / "big" / "observations.csv")
+    own = (table["patient_id"] == changed) & (table["signal"] == "glucose")
+    table.loc[own, "value"] = 60.0 + 3.0 * (table.loc[own, "value"] % 37)
+    table.to_csv(other / "big" / "observations.csv", index=False)
+    second = simulate(in_folder(other, tmp_path / "b", evaluation__curves="false"))
+    one, two = (pd.read_parquet(run.directory / "forecasts.parquet") for run in (first, second))
+    same_fold = fold_of[fold_of == fold_of["big", changed]].index
+    beside = pd.MultiIndex.from_frame(one[["site", "patient"]]).isin(same_fold) & (one["patient"] != changed)
+    for model in (
+        "linear_pooled",
+        "linear_site",
+        "linear_patient",
+        "local",
+        "pooled",
+        "global",
+        "site",
+        "personal",
+    ):
+        rows, here = one["model"] == model, one["site"] == "big"
+        assert one.loc[rows & beside, "q50"].equals(two.loc[rows & beside, "q50"])
+        assert not one.loc[rows & here & ~beside, "q50"].equals(two.loc[rows & here & ~beside, "q50"])
+        elsewhere = rows & here & ~beside & (one["patient"] != changed)
+        assert not one.loc[elsewhere, "q50"].equals(two.loc[elsewhere, "q50"])
