@@ -7,22 +7,38 @@ from typing import Final
 from conf.errors import TwinwardError
 
 CODES: Final = (
+    "audit_failed",
+    "awaiting_approval",
     "base_mismatch",
     "budget_exhausted",
+    "data_unreadable",
+    "delta_refused",
+    "epsilon_refused",
+    "home_unreadable",
+    "inbox_unreadable",
     "internal_error",
+    "key_refused",
     "ledger_unreadable",
     "malformed",
+    "model_refused",
     "plan_differs",
+    "plan_refused",
     "plan_unknown",
+    "plan_unsigned",
+    "plugin_refused",
+    "policy_unreadable",
     "release_differs",
     "release_refused",
     "round_repeated_on_other_base",
     "round_unknown",
     "site_absent",
     "steps_exceeded",
+    "strategy_refused",
+    "task_refused",
     "terms_refused",
     "too_few_patients",
     "training_failed",
+    "version_refused",
 )
 """All codes: fixed words, so that a refusal tells a coordinator what to do and nothing about a patient."""
 

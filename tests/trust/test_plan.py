@@ -166,4 +166,4 @@ def test_the_offer_of_a_plan_is_the_plan_without_its_participants() -> None:
 
 def test_the_release_in_a_plan_is_that_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert RELEASE == ".".join(str(project["version"]).split(".")[:2])
+    assert ".".join(str(project["version"]).split(".")[:2]) == RELEASE

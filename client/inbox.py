@@ -1,0 +1,229 @@
+"""Plans that were offered to a site, and what became of them: one SQLite file, on disk before acting.
+
+An offer is a plan without participants, known by its hash. It goes
+waiting → approved → running → done, or to refused; `refused` is also where a person puts an offer
+that was approved or runs, and from then on no round of it is answered. Who moved it, when and why
+stands beside it. What was released already is in the ledger and stays there.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from client.errors import ClientError
+from trust.plan import Plan, from_json
+
+STATES: Final = ("waiting", "approved", "refused", "running", "done")
+POLICY: Final = "policy"
+"""Who decided, where no person did."""
+
+_VERSION: Final = 1
+_WAIT_S: Final = 60.0
+_MOST_WAITING: Final = 1000
+_TABLE: Final = """CREATE TABLE offers (
+    offer TEXT PRIMARY KEY,
+    plan TEXT NOT NULL,
+    signature TEXT NOT NULL,
+    key TEXT NOT NULL,
+    state TEXT NOT NULL,
+    code TEXT NOT NULL,
+    who TEXT NOT NULL,
+    why TEXT NOT NULL,
+    offered_s REAL NOT NULL,
+    changed_s REAL NOT NULL
+) STRICT"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """One offer.
+
+    Attributes:
+        hash: of the plan without participants.
+        plan: without participants.
+        signature, key: of the coordinator over it.
+        state: one of STATES.
+        code: why it is refused; empty otherwise.
+        who: "policy", or the person who decided; empty while nobody has. why: what they said.
+        offered_s, changed_s: seconds since 1970, by this site's clock.
+    """
+
+    hash: str
+    plan: Plan
+    signature: str
+    key: str
+    state: str
+    code: str
+    who: str
+    why: str
+    offered_s: float
+    changed_s: float
+
+
+class Inbox:
+    """The inbox in the file `path`; one object per thread, several processes at once."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens the inbox, or begins one that only this user may read.
+
+        Raises:
+            ClientError: inbox_unreadable.
+        """
+        path = Path(path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            self._connection = _opened(path)
+        except sqlite3.DatabaseError as error:
+            raise ClientError("inbox_unreadable", f"{path.name} is not an inbox ({error}).") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._connection.close()
+
+    def offer(self, plan: Plan, signature: str, key: str, now_s: float) -> Offer:
+        """The offer, recorded as waiting if it is new.
+
+        Raises:
+            ClientError: plan_refused, if too many offers wait already: a coordinator may not fill the disk.
+        """
+        with _transaction(self._connection) as sql:
+            waiting = sql.execute("SELECT COUNT(*) FROM offers WHERE state = 'waiting'").fetchone()[0]
+            known = sql.execute("SELECT 1 FROM offers WHERE offer = ?", (plan.offer_hash,)).fetchone()
+            if known is None and waiting >= _MOST_WAITING:
+                raise ClientError(
+                    "plan_refused",
+                    f"{_MOST_WAITING} offers wait already; approve or refuse some of them.",
+                )
+            sql.execute(
+                "INSERT OR IGNORE INTO offers VALUES (?, ?, ?, ?, 'waiting', '', '', '', ?, ?)",
+                (plan.offer_hash, plan.to_json(), signature, key, now_s, now_s),
+            )
+        return self.get(plan.offer_hash)
+
+    def get(self, offer: str) -> Offer:
+        """One offer by its hash, or by the beginning of it.
+
+        Raises:
+            ClientError: plan_unknown, if there is none, or more than one begins so.
+        """
+        if not offer or not set(offer) <= set("0123456789abcdef"):
+            raise ClientError("plan_unknown", "Expected the hash of an offer, or its beginning.")
+        rows = self._connection.execute(
+            "SELECT * FROM offers WHERE offer >= ? AND offer < ? LIMIT 2", (offer, offer + "g")
+        ).fetchall()
+        if len(rows) != 1:
+            many = "more than one" if rows else "none"
+            raise ClientError(
+                "plan_unknown", f"Expected one offer that begins with {offer[:12]}; {many} does."
+            )
+        return _offer(rows[0])
+
+    def find(self, offer: str) -> Offer | None:
+        """One offer by its whole hash, None if it was never made."""
+        row = self._connection.execute("SELECT * FROM offers WHERE offer = ?", (offer,)).fetchone()
+        return None if row is None else _offer(row)
+
+    def all(self) -> tuple[Offer, ...]:
+        """Every offer ever made, the oldest first."""
+        rows = self._connection.execute("SELECT * FROM offers ORDER BY rowid").fetchall()
+        return tuple(_offer(row) for row in rows)
+
+    def approve(self, offer: str, *, who: str, why: str = "", now_s: float) -> Offer:
+        """Lets a plan run, from waiting or refused. An approved, running or done one stays as it is."""
+        return self._move(offer, "approved", ("waiting", "refused"), who=who, why=why, now_s=now_s)
+
+    def refuse(self, offer: str, *, code: str, who: str, why: str = "", now_s: float) -> Offer:
+        """Lets no round of a plan be answered from now on, whatever it was; a done one stays done."""
+        states = ("waiting", "approved", "running")
+        return self._move(offer, "refused", states, code=code, who=who, why=why, now_s=now_s)
+
+    def run(self, offer: str, *, now_s: float) -> Offer:
+        """Marks an approved plan as booked in the ledger."""
+        return self._move(offer, "running", ("approved",), now_s=now_s)
+
+    def done(self, offer: str, *, now_s: float) -> Offer:
+        """Marks a running plan whose last round was answered."""
+        return self._move(offer, "done", ("running",), now_s=now_s)
+
+    def _move(
+        self,
+        offer: str,
+        state: str,
+        earlier: tuple[str, ...],
+        *,
+        now_s: float,
+        code: str = "",
+        who: str | None = None,
+        why: str | None = None,
+    ) -> Offer:
+        found = self.get(offer)
+        marks = ", ".join("?" * len(earlier))
+        with _transaction(self._connection) as sql:
+            sql.execute(
+                "UPDATE offers SET state = ?, code = ?, who = COALESCE(?, who), why = COALESCE(?, why),"
+                f" changed_s = ? WHERE offer = ? AND state IN ({marks})",
+                (state, code, who, why, now_s, found.hash, *earlier),
+            )
+        return self.get(found.hash)
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        with _transaction(connection) as sql:
+            version = sql.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0 and not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                sql.execute(_TABLE)
+                sql.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError(f"expected version {_VERSION}, found {version}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _offer(row: tuple[str, str, str, str, str, str, str, str, float, float]) -> Offer:
+    offer, plan, signature, key, state, code, who, why, offered_s, changed_s = row
+    return Offer(
+        hash=offer,
+        plan=from_json(plan),
+        signature=signature,
+        key=key,
+        state=state,
+        code=code,
+        who=who,
+        why=why,
+        offered_s=offered_s,
+        changed_s=changed_s,
+    )
