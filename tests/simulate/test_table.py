@@ -9,7 +9,7 @@ from rich.console import Console
 from simulate.table import show
 
 
-def summary(site: str = "north") -> dict[str, object]:
+def summary(site: str = "north", rounds: int = 20) -> dict[str, object]:
     figures: dict[str, dict[str, dict[str, float | None]]] = {
         "personal": {"rmse_30_mg_dl": {"value": 18.016, "low": 9.008, "high": 27.024}},
         "local": {"rmse_30_mg_dl": {"value": None, "low": None, "high": None}},
@@ -17,6 +17,7 @@ def summary(site: str = "north") -> dict[str, object]:
     for model in figures.values():
         model["rmse_60_mg_dl"] = {"value": 36.032, "low": None, "high": None}
     return {
+        "rounds": {"planned": rounds, "committed": rounds},
         "metrics": figures,
         "metrics_by_site": {site: figures},
         "sites": {site: {"patients": 7, "train_windows": 70, "epsilon": 2.001, "delta": 1e-4}},
@@ -30,9 +31,9 @@ def summary(site: str = "north") -> dict[str, object]:
     }
 
 
-def printed(unit: str = "mg/dL", width: int = 120, site: str = "north") -> str:
+def printed(unit: str = "mg/dL", width: int = 120, site: str = "north", rounds: int = 20) -> str:
     stream = io.StringIO()
-    show(summary(site), Console(file=stream, width=width), unit, report=Path("runs/first/report.html"))
+    show(summary(site, rounds), Console(file=stream, width=width), unit, report=Path("runs/first/report.html"))
     return stream.getvalue()
 
 
@@ -49,6 +50,12 @@ def test_it_shows_mmol_per_litre_to_who_asks_for_it() -> None:
     assert "1.00 (0.50–1.50)" in text
     assert "mmol/L" in text
     assert "mg/dL" not in text
+
+
+def test_an_evaluation_claims_no_epsilon_for_it_released_nothing() -> None:
+    text = printed(rounds=0)
+    assert "nothing was released" in text
+    assert "epsilon" not in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
