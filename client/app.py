@@ -6,6 +6,8 @@ during training: a round's answer is the update and nothing else.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -65,7 +67,10 @@ def check_terms(site: OpenSite, plan: Plan) -> None:
     """
     config, terms = site.config, plan.terms
     private = config.privacy.name != "none"
-    if (plan.task, plan.model) != (config.task, config.model):
+    task = replace(
+        config.task, unit=plan.task.unit
+    )  # in which unit each side shows figures is its own affair
+    if (plan.task, plan.model) != (task, config.model):
         raise ClientError("terms_refused", "The plan's task or model is not the one that this site runs.")
     if private and not terms.private:
         raise ClientError("terms_refused", "The plan has no privacy; this site requires it (privacy.name).")
