@@ -21,12 +21,14 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from client.errors import ClientError
 from privacy.noise import new_site_secret
+from trust.errors import TrustError
+from trust.keys import read_private, write_file
 
 SECRET_BYTES = 32
 
@@ -95,9 +97,9 @@ class SiteHome:
             raise _unreadable(f"Expected a folder without a site; {home.directory} has one.")
         home.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not home.secret_path.exists():
-            write_private(home.secret_path, new_site_secret())
+            write_file(home.secret_path, new_site_secret())
         if not home.policy.exists():
-            write_private(home.policy, DEFAULT_POLICY.encode())
+            write_file(home.policy, DEFAULT_POLICY.encode())
         if not home.coordinator_keys_path.exists():
             home.save_coordinator_keys({})
         home.save(settings)
@@ -112,14 +114,17 @@ class SiteHome:
         try:
             data = json.loads(self.settings_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise _unreadable(f"{self.directory} is no site's folder: make one with `twinward site join`.")
+            raise _unreadable(
+                f"{self.directory} is no site's folder: make one with `twinward site join`."
+            ) from None
         except (ValueError, OSError):
             raise _unreadable(f"Expected JSON in {self.settings_path}; it cannot be read.") from None
         return _settings(data, self.settings_path)
 
     def save(self, settings: SiteSettings) -> None:
         """Writes site.json whole or not at all."""
-        write_private(self.settings_path, (json.dumps(asdict(settings), indent=2) + "\n").encode())
+        text = json.dumps(asdict(settings), indent=2) + "\n"
+        write_file(self.settings_path, text.encode(), replace=True)
 
     def secret(self) -> bytes:
         """The site's 32 secret bytes.
@@ -128,16 +133,12 @@ class SiteHome:
             ClientError: home_unreadable, if there are none, or others than this user may read them.
         """
         try:
-            secret, mode = self.secret_path.read_bytes(), self.secret_path.stat().st_mode
-        except OSError:
-            raise _unreadable(
-                f"Expected the site's secret in {self.secret_path}; it cannot be read."
-            ) from None
+            secret = read_private(self.secret_path)
+        except TrustError as error:
+            # Who knows the secret subtracts the noise from every release of the site's life.
+            raise _unreadable(f"The site's secret: {error}") from None
         if len(secret) != SECRET_BYTES:
             raise _unreadable(f"Expected {SECRET_BYTES} bytes in {self.secret_path}.")
-        if mode & 0o077:
-            # Who knows the secret subtracts the noise from every release of the site's life.
-            raise _unreadable(f"Others than its owner may read {self.secret_path}; run chmod 600 on it.")
         return secret
 
     def coordinator_keys(self) -> dict[str, str]:
@@ -156,9 +157,8 @@ class SiteHome:
 
     def save_coordinator_keys(self, keys: dict[str, str]) -> None:
         """Writes coordinator_keys.json whole or not at all."""
-        write_private(
-            self.coordinator_keys_path, (json.dumps(keys, indent=2, sort_keys=True) + "\n").encode()
-        )
+        text = json.dumps(keys, indent=2, sort_keys=True) + "\n"
+        write_file(self.coordinator_keys_path, text.encode(), replace=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -185,33 +185,6 @@ class SiteHome:
                 return False
         except ClientError:
             return True
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file that only this user may read, whole or not at all, and durably."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
-        raise
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    """A new name is durable once its folder is."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _settings(data: object, path: Path) -> SiteSettings:
