@@ -33,7 +33,9 @@ def summary(site: str = "north", rounds: int = 20) -> dict[str, object]:
 
 def printed(unit: str = "mg/dL", width: int = 120, site: str = "north", rounds: int = 20) -> str:
     stream = io.StringIO()
-    show(summary(site, rounds), Console(file=stream, width=width), unit, report=Path("runs/first/report.html"))
+    show(
+        summary(site, rounds), Console(file=stream, width=width), unit, report=Path("runs/first/report.html")
+    )
     return stream.getvalue()
 
 
