@@ -26,7 +26,7 @@ TRAIN = "train"
 
 PLAN = "plan"
 ANSWER_KEYS = {"site": str, "plan": str, "round": int, "base": str, "patients": int, "error": str}
-PLAN_KEYS = {"json": str, "signature": str}
+PLAN_KEYS: dict[str, type] = {"json": str, "signature": str}
 ROUND_KEYS = {"plan": str, "signature": str, "round": int, "base": str}
 
 
