@@ -24,6 +24,7 @@ from conf.schema import Config, Privacy, Task
 from privacy.accounting import GaussianRelease, calibrate, epsilon
 from server.census import take_census
 from server.errors import ServerError
+from server.post import Post
 from server.rounds import OnRound, Rounds, trainable_shapes
 from server.store import Store
 from trust.digest import arrays_sha256, sha256
@@ -89,7 +90,7 @@ def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
     if plan is None:
         raise ServerError("Expected a plan after the census; the coordinator's file is damaged.")
     rounds = Rounds(
-        grid=grid,
+        post=Post(grid),
         store=store,
         plan=plan,
         rule=strategies.build(plan.strategy),

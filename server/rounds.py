@@ -9,23 +9,21 @@ cached, so the final model is bit for bit that of an undisturbed run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ConfigRecord
-from flwr.serverapp import Grid
+from flwr.app import ConfigRecord, Message
 
-from server.admission import Expected, judge
-from server.errors import ServerError
+from server.admission import Expected
+from server.collecting import Collecting
+from server.post import Post
 from server.store import RoundRow, Store
 from strategies import average
 from strategies.flower import FlowerStrategy, to_record
 from strategies.rule import Rule
 from trust.digest import Arrays
 from trust.plan import Plan
-
-DEADLINE_S = 3600.0
 
 OnRound = Callable[[int, Arrays], None]
 
@@ -37,26 +35,31 @@ class Rounds:
     """Everything that the rounds of one federation need.
 
     Attributes:
+        post: carries requests and answers; says when to halt.
         nodes: node of each site that takes part.
         shapes: shape of each trainable array, sorted by name.
         on_round: told the number and the model of each round once it is committed.
+        signature: of the coordinator over the plan; empty in a simulation.
     """
 
-    grid: Grid
+    post: Post
     store: Store
     plan: Plan
     rule: Rule
     nodes: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     on_round: OnRound | None = None
+    signature: str = ""
 
     def run(self) -> str:
         """The SHA-256 of the final model, after all rounds that the plan has and the store lacks.
 
         Raises:
-            ServerError: a round got no admissible update; it is repeated when the run is resumed.
+            ServerError: a round got too few admissible updates; it is repeated when the run is resumed.
+            Halted: somebody paused or stopped the run.
         """
         while (row := self._current()) is not None:
+            self.post.check()
             {
                 "open": self._send,
                 "sent": self._collect,
@@ -83,35 +86,31 @@ class Rounds:
     def _collect(self, row: RoundRow) -> None:
         """Sends the requests, of this process or again after a crash, and admits what comes back."""
         strategy = self._strategy(row)
-        messages = strategy.configure_train(row.number, to_record(strategy.model), ConfigRecord(), self.grid)
-        expected = Expected(
-            plan=self.plan.hash,
-            round=row.number,
-            base=row.base,
-            sites={node: site for site, node in self.nodes.items()},
-            shapes=self.shapes,
-        )
-        updates: dict[str, Arrays] = {}
-        for reply in self.grid.send_and_receive(messages, timeout=DEADLINE_S):
-            verdict = judge(reply, expected, updates)
-            if verdict.update is None:
-                logger.warning(
-                    "round %d: refused %s: %s", row.number, verdict.site or "a node", verdict.reason
-                )
-                self.store.refuse(row.number, verdict.site, verdict.reason)
-            else:
-                updates[verdict.site] = verdict.update
-        if not updates:
-            raise ServerError(
-                f"Expected an update of at least one of {sorted(self.nodes)} in round {row.number}; none was"
-                f" admitted: {[why for number, _, why in self.store.refusals() if number == row.number]}."
-                " Resume the run to ask again."
-            )
-        self.store.collected(row.number, updates)
+        record = to_record(strategy.model)
+
+        def requests(sites: Collection[str]) -> list[Message]:
+            asked = {self.nodes[site] for site in sites}
+            messages = strategy.configure_train(row.number, record, ConfigRecord(), self.post.grid)
+            return [message for message in messages if message.metadata.dst_node_id in asked]
+
+        Collecting(
+            post=self.post,
+            store=self.store,
+            expected=Expected(
+                plan=self.plan.hash,
+                round=row.number,
+                base=row.base,
+                sites={node: site for site, node in self.nodes.items()},
+                shapes=self.shapes,
+            ),
+            requests=requests,
+            quorum=self.plan.quorum,
+            deadline_s=self.plan.deadline_s,
+        ).run()
 
     def _aggregate(self, row: RoundRow) -> None:
         strategy = self._strategy(row)
-        updates = self.store.updates(row.number)
+        updates = self.store.updates(row.number)  # read from disk one after the other
         applied = strategy.aggregate(updates)
         _, _, total = self._before(row.number)
         if row.number > self.plan.rounds - average.averaged_rounds(
@@ -135,7 +134,12 @@ class Rounds:
         """The rule as it stood before this round."""
         model, state, _ = self._before(row.number)
         strategy = FlowerStrategy(
-            rule=self.rule, plan=self.plan, model=model, trainable=list(self.shapes), nodes=dict(self.nodes)
+            rule=self.rule,
+            plan=self.plan,
+            model=model,
+            trainable=list(self.shapes),
+            nodes=dict(self.nodes),
+            signature=self.signature,
         )
         strategy.state = state
         return strategy

@@ -160,12 +160,16 @@ class Store:
         with self._write() as db:
             self._advance(db, number, "open", "sent")
 
-    def collected(self, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Records the updates that were admitted."""
+    def admit(self, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Records updates that were admitted while the round goes on."""
         with self._write() as db:
-            for site in sorted(updates):
-                values = (number, site, self._put(db, updates[site]))
-                db.execute("INSERT INTO reply (round, site, sha256) VALUES (?, ?, ?)", values)
+            self._advance(db, number, "sent", "sent")
+            self._replies(db, number, updates)
+
+    def collected(self, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Records the last updates that were admitted, and that no more are."""
+        with self._write() as db:
+            self._replies(db, number, updates)
             self._advance(db, number, "sent", "collected")
 
     def aggregated(
@@ -199,12 +203,15 @@ class Store:
             self._fact(db, "final", digest)
         return digest
 
-    def updates(self, number: int) -> dict[str, Arrays]:
-        """The admitted updates of a round by site."""
-        rows = self._db.execute(
-            "SELECT site, sha256 FROM reply WHERE round = ? ORDER BY site", (number,)
-        ).fetchall()
-        return {str(site): self.arrays(str(digest)) for site, digest in rows}
+    def answered(self, number: int) -> tuple[str, ...]:
+        """The sites whose updates were admitted to a round, sorted."""
+        rows = self._db.execute("SELECT site FROM reply WHERE round = ? ORDER BY site", (number,))
+        return tuple(str(site) for (site,) in rows)
+
+    def updates(self, number: int) -> Mapping[str, Arrays]:
+        """The admitted updates of a round by site; each is read from disk when it is looked up."""
+        rows = self._db.execute("SELECT site, sha256 FROM reply WHERE round = ? ORDER BY site", (number,))
+        return _OnDisk(self, {str(site): str(digest) for site, digest in rows})
 
     def reply_bytes(self, number: int) -> dict[str, int]:
         """The size of each admitted update of a round, by site."""
@@ -258,12 +265,35 @@ class Store:
     def _site(self, db: sqlite3.Connection, name: str, patients: int, code: str) -> None:
         db.execute("INSERT INTO site (name, patients, code) VALUES (?, ?, ?)", (name, patients, code))
 
+    def _replies(
+        self, db: sqlite3.Connection, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> None:
+        for site in sorted(updates):
+            values = (number, site, self._put(db, updates[site]))
+            db.execute("INSERT INTO reply (round, site, sha256) VALUES (?, ?, ?)", values)
+
     def _advance(self, db: sqlite3.Connection, number: int, before: str, after: str) -> None:
         changed = db.execute(
             "UPDATE round SET state = ? WHERE number = ? AND state = ?", (after, number, before)
         ).rowcount
         if changed != 1:
             raise ServerError(f"Expected round {number} to be {before} before it is {after}; it is not.")
+
+
+class _OnDisk(Mapping[str, Arrays]):
+    """Arrays by site that are not kept in memory."""
+
+    def __init__(self, store: Store, digests: Mapping[str, str]) -> None:
+        self._store, self._digests = store, digests
+
+    def __getitem__(self, site: str) -> Arrays:
+        return self._store.arrays(self._digests[site])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
 
 
 _SELECT_ROUND = "SELECT number, state, base, model, rule, total, diagnostics FROM round"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -92,7 +93,7 @@ class FlowerStrategy(Strategy):
             raise StrategyError(f"Expected updates of participants of the plan; {foreign} are none.")
         sites = sorted(updates)
         applied = self.rule.apply(
-            self.state, self.model, [updates[site] for site in sites], [weights[site] for site in sites]
+            self.state, self.model, _InOrder(updates, sites), [weights[site] for site in sites]
         )
         self.state, self.model = applied.state, applied.model
         return applied
@@ -130,6 +131,21 @@ class FlowerStrategy(Strategy):
 
     def summary(self) -> None:
         logger.info("plan %s: %s over %s", self.plan.hash[:12], type(self.rule).__name__, sorted(self.nodes))
+
+
+class _InOrder(Sequence[Mapping[str, np.ndarray]]):
+    """Updates in the order of sites, looked up one by one: a rule that sums holds one at a time."""
+
+    def __init__(self, updates: Mapping[str, Mapping[str, np.ndarray]], sites: Sequence[str]) -> None:
+        self._updates, self._sites = updates, sites
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return _InOrder(self._updates, self._sites[place])
+        return self._updates[self._sites[place]]
+
+    def __len__(self) -> int:
+        return len(self._sites)
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -1,0 +1,96 @@
+"""How a coordinator's requests go out and their answers come in, over any Flower grid.
+
+Over a grid of this process, and over Flower's own, all answers are there when `send` returns. Over
+the network they come one by one as sites finish, and `receive` hands them on as they come, so that
+a round need not hold the updates of all sites in memory. A question that was closed before every
+site answered stays known: its late answers still come in, for whoever judges them to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol, runtime_checkable
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from server.errors import Halted
+
+SLICE_S = 0.5
+
+
+@runtime_checkable
+class NetworkGrid(Protocol):
+    """What a grid over a network has beside Flower's methods."""
+
+    def wait_for_replies(self, message_ids: Collection[str], timeout_s: float) -> list[str]:
+        """Those of the messages that have a reply, as soon as one has; none once the time is over."""
+        ...
+
+    def site_of(self, node_id: int) -> str:
+        """The name of the site at a node, as its certificate says."""
+        ...
+
+
+class Post:
+    """Requests under way over one grid; used by one thread."""
+
+    def __init__(self, grid: Grid, *, halted: Callable[[], bool] = lambda: False) -> None:
+        """Args:
+        halted: asked while waiting; True ends the wait with `Halted`.
+        """
+        self.grid = grid
+        self.network = grid if isinstance(grid, NetworkGrid) else None
+        self._halted = halted
+        self._open: set[str] = set()
+        self._late: set[str] = set()
+        self._arrived: list[Message] = []
+
+    def check(self) -> None:
+        """Raises Halted if whoever works here should stop."""
+        if self._halted():
+            raise Halted
+
+    @property
+    def outstanding(self) -> int:
+        """How many requests of the present question have no answer yet, or one that is not taken yet."""
+        return len(self._open) + len(self._arrived)
+
+    def send(self, messages: Iterable[Message], timeout_s: float) -> None:
+        """Sends requests; over a grid that is no network, waits for all answers or the timeout."""
+        if self.network is None:
+            self._arrived += self.grid.send_and_receive(messages, timeout=timeout_s)
+        else:
+            self._open |= set(self.grid.push_messages(messages))
+
+    def receive(self, timeout_s: float) -> list[Message]:
+        """Answers that have come: all that a local grid gave, or the next of a network's.
+
+        Returns after `timeout_s` at the latest, then empty-handed.
+
+        Raises:
+            Halted: as `check`; also in the middle of the wait.
+        """
+        self.check()
+        if self.network is None:
+            arrived, self._arrived = self._arrived, []
+            return arrived
+        left_s = timeout_s
+        while True:
+            step_s = min(SLICE_S, max(left_s, 0.0))
+            ready = self.network.wait_for_replies(self._open | self._late, step_s)
+            self.check()
+            left_s -= step_s
+            if ready or left_s <= 0:
+                return self._pull(ready[:1])
+
+    def close(self) -> None:
+        """Ends the present question; answers that still come are late."""
+        self._late |= self._open
+        self._open.clear()
+
+    def _pull(self, ids: list[str]) -> list[Message]:
+        replies = list(self.grid.pull_messages(ids))
+        self._open -= set(ids)
+        self._late -= set(ids)
+        return replies
