@@ -157,8 +157,8 @@ class EnrolmentDesk:
         if not any(issued_by(certificate, trusted) for trusted in self._members.pki(identity.name)):
             raise EnrolmentRefused(
                 "other_authority",
-                "The certificate is not of an authority that the coordinator takes for this site. Send it that"
-                f" authority's certificate, for `twinward coordinator trust-pki {identity.name}`.",
+                "The certificate is not of an authority that the coordinator takes for this site. Send it"
+                f" the authority's certificate, for `twinward coordinator trust-pki {identity.name}`.",
             )
         if not same_key:
             raise EnrolmentRefused(
