@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from itertools import count
 
@@ -108,8 +109,10 @@ class LocalGrid(Grid):
         self.sent += 1
         try:
             reply = self._client_app(message, self._contexts[node])
-        except Exception:  # what Flower's own grids do: a node that fails answers with an error
-            logger.exception("the ClientApp of node %d raised", node)
+        except Exception as error:  # noqa: BLE001  as in Flower's own grids, a node that fails answers so
+            # Where, and not what: the text of an exception may hold a patient's value.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("the ClientApp of node %d raised %s\n%s", node, type(error).__name__, where)
             reply = Message(Error(code=CLIENT_APP_RAISED, reason=""), reply_to=message)
         stamp(reply, f"{message.metadata.message_id}-reply")
         self.answered += 1

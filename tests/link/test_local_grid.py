@@ -65,12 +65,16 @@ def test_a_nodes_state_and_run_configuration_stay_with_it() -> None:
         assert (said["seen"], said["word"]) == (time, "hello")
 
 
-def test_a_node_that_fails_answers_with_an_error_without_its_text() -> None:
+def test_a_node_that_fails_answers_with_an_error_and_its_text_reaches_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     grid = _grid()
     node = next(iter(grid.get_node_ids()))
     (reply,) = grid.send_and_receive([_message(node, "query.fail")])
     assert reply.has_error()
     assert "007" not in str(reply.error)
+    assert "RuntimeError" in caplog.text
+    assert "007" not in caplog.text
 
 
 def test_a_message_for_an_unknown_node_is_refused() -> None:
