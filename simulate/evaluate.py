@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from conf.errors import ConfigError
 from conf.schema import Config
 from simulate.federation import SiteResult
+from simulate.files import write_atomically
 from simulate.fold import judge_fold, train_references
 from simulate.folder import claim
 from simulate.outcome import Kept, Outcome, judge_all, write_outcome
@@ -90,7 +91,7 @@ def _claim(directory: Path, config: Config, sha256: str) -> None:
     claim(directory, config)
     written = directory / "model.sha256"
     if not written.exists():
-        written.write_text(sha256 + "\n", encoding="utf-8")
+        write_atomically(written, f"{sha256}\n".encode())
     elif written.read_text(encoding="utf-8").strip() != sha256:
         raise ConfigError(f"{directory} holds the evaluation of another model; choose another run.dir")
 

@@ -22,6 +22,7 @@ from link.flower import COORDINATOR_NODE_ID, RUN_ID
 from link.local import LocalGrid
 from server.errors import ServerError
 from server.store import Store
+from simulate.files import write_atomically
 from trust.digest import Arrays, arrays_from_bytes
 from twin.splits import Split
 
@@ -216,10 +217,8 @@ def _site_results(
     if path.exists():
         return {name: SiteResult(**entry) for name, entry in json.loads(path.read_text()).items()}
     results = {name: _site(config, directory, part, name, *entry) for name, entry in sites.items()}
-    # Written whole or not at all: a name appears only once the bytes are there.
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text(json.dumps({name: asdict(entry) for name, entry in results.items()}, indent=1))
-    unfinished.replace(path)
+    text = json.dumps({name: asdict(entry) for name, entry in results.items()}, indent=1)
+    write_atomically(path, text.encode())
     return results
 
 
