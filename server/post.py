@@ -27,8 +27,8 @@ class NetworkGrid(Protocol):
         """Those of the messages that have a reply, as soon as one has; none once the time is over."""
         ...
 
-    def site_of(self, node_id: int) -> str:
-        """The name of the site at a node, as its certificate says."""
+    def withdraw(self, message_ids: Collection[str]) -> None:
+        """Forgets messages: they are not sent any more, and what still answers them is dropped."""
         ...
 
 
@@ -56,12 +56,14 @@ class Post:
         """How many requests of the present question have no answer yet, or one that is not taken yet."""
         return len(self._open) + len(self._arrived)
 
-    def send(self, messages: Iterable[Message], timeout_s: float) -> None:
-        """Sends requests; over a grid that is no network, waits for all answers or the timeout."""
+    def send(self, messages: Iterable[Message], timeout_s: float) -> list[str]:
+        """Sends requests and gives their ids; over a grid that is no network, waits for all answers."""
         if self.network is None:
             self._arrived += self.grid.send_and_receive(messages, timeout=timeout_s)
-        else:
-            self._open |= set(self.grid.push_messages(messages))
+            return []
+        ids = list(self.grid.push_messages(messages))
+        self._open |= set(ids)
+        return ids
 
     def receive(self, timeout_s: float) -> list[Message]:
         """Answers that have come: all that a local grid gave, or the next of a network's.
@@ -88,6 +90,13 @@ class Post:
         """Ends the present question; answers that still come are late."""
         self._late |= self._open
         self._open.clear()
+
+    def drop(self) -> None:
+        """Forgets all questions, also on the network."""
+        if self.network is not None:
+            self.network.withdraw(self._open | self._late)
+        self._open.clear()
+        self._late.clear()
 
     def _pull(self, ids: list[str]) -> list[Message]:
         replies = list(self.grid.pull_messages(ids))

@@ -45,9 +45,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
     number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE, config TEXT NOT NULL,
     conditions TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, who TEXT NOT NULL,
-    launched_s REAL NOT NULL, changed_s REAL NOT NULL);
+    launched_s REAL NOT NULL, changed_s REAL NOT NULL, begin INTEGER NOT NULL DEFAULT 0);
 """
-_COLUMNS = "number, config, conditions, state, reason, who, launched_s, changed_s"
+_COLUMNS = "number, config, conditions, state, reason, who, launched_s, changed_s, begin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,11 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as it is on disk; times in seconds since 1970."""
+    """A run as it is on disk; times in seconds since 1970.
+
+    Attributes:
+        begin: an operator does not want to wait for sites that have not taken the plan yet.
+    """
 
     id: str
     config: str
@@ -90,6 +94,7 @@ class Run:
     who: str
     launched_s: float
     changed_s: float
+    begin: bool
 
 
 class Queue:
@@ -183,6 +188,23 @@ class Queue:
         self._tell()
         return found
 
+    def begin(self, run: str) -> Run:
+        """Asks for the plan to begin with the sites that have taken it, as soon as they are a quorum.
+
+        Raises:
+            ServerError: there is no such run, or nobody is being asked any more.
+        """
+        number = _number(run)
+        with self._db.write() as db:
+            changed = db.execute(
+                "UPDATE run SET begin = 1 WHERE number = ? AND state IN (?, ?)", (number, QUEUED, ASKING)
+            ).rowcount
+            found = self.run(run)
+        if changed != 1:
+            raise ServerError(f"Run {run} is {found.state}; only one that is asking can be begun early.")
+        self._tell()
+        return found
+
     def changes(self) -> int:
         """Counts up with each change that this process makes."""
         return self._changes
@@ -217,7 +239,7 @@ def _conditions_json(conditions: Conditions) -> str:
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    number, config, conditions, state, reason, who, launched_s, changed_s = row
+    number, config, conditions, state, reason, who, launched_s, changed_s, begin = row
     data = json.loads(conditions)
     return Run(
         id=f"run-{number:04d}",
@@ -228,4 +250,5 @@ def _run(row: tuple[Any, ...]) -> Run:
         who=who,
         launched_s=launched_s,
         changed_s=changed_s,
+        begin=bool(begin),
     )

@@ -31,6 +31,9 @@ CREATE TABLE IF NOT EXISTS blob (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS site (
     name TEXT PRIMARY KEY, patients INTEGER NOT NULL, code TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS said (
+    kind TEXT NOT NULL, site TEXT NOT NULL, patients INTEGER NOT NULL, code TEXT NOT NULL,
+    PRIMARY KEY (kind, site)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS round (
     number INTEGER PRIMARY KEY, state TEXT NOT NULL, base TEXT NOT NULL REFERENCES blob,
     model TEXT REFERENCES blob, rule TEXT REFERENCES blob, total TEXT REFERENCES blob, diagnostics TEXT);
@@ -94,6 +97,16 @@ class Store:
         """The plan without participants, None before `begin`."""
         text = self.fact("offer")
         return None if text is None else from_json(text)
+
+    def note(self, kind: str, site: str, patients: int, code: str) -> None:
+        """Records what a site said last to a request of this kind; a code is what it refused with."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)", (kind, site, patients, code))
+
+    def noted(self, kind: str) -> dict[str, tuple[int, str]]:
+        """What each site said last to a request of this kind: patients and code."""
+        rows = self._db.execute("SELECT site, patients, code FROM said WHERE kind = ? ORDER BY site", (kind,))
+        return {str(site): (int(patients), str(code)) for site, patients, code in rows}
 
     def declare(self, plan: Plan, refused: Mapping[str, str]) -> None:
         """Records the plan with its participants, and the sites that refused the offer, by code."""
