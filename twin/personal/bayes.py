@@ -81,7 +81,8 @@ class PatientModels:
     Attributes:
         shift_PHD: added to the last layer, the site's shift included.
         log_spread_P2H: added to the log of the spreads, the site's included.
-        kept_P: whether the patient's own version proved better; where not, it is the site's.
+        kept_P: whether the patient's own path proved better; where not, it is the site's. Bands are
+            the patient's own in either case: shrinkage has decided how far.
     """
 
     shift_PHD: Tensor
