@@ -6,20 +6,20 @@ during training: a round's answer is the update and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import egress
+from client.asked import read_asked
 from client.errors import ClientError
 from client.site import OpenSite, open_site
 from client.trainer import train
-from link.wire import Answer, Round, answer, read_plan_request, read_train_request
+from link.wire import Answer, Round, answer, read_train_request
 from privacy.accounting import GaussianRelease
 from privacy.noise import NoiseStream
 from trust.digest import Arrays, arrays_from_bytes, arrays_sha256, arrays_to_bytes
-from trust.plan import Plan, from_json
+from trust.plan import Plan
+from twin import tasks
 
 app = ClientApp(mods=[egress.gate])
 
@@ -27,7 +27,8 @@ app = ClientApp(mods=[egress.gate])
 @app.query("declare")
 def declare(message: Message, context: Context) -> Message:
     """Answers an offered plan with the rounded number of patients, or refuses its terms."""
-    site, plan = open_site(context), from_json(read_plan_request(message.content).plan)
+    asked = read_asked(message)
+    site, plan = open_site(context, asked), asked.plan
     check_terms(site, plan)
     said = Answer(site=site.name, plan=plan.hash, patients=site.declared)
     return Message(answer(said), reply_to=message)
@@ -36,7 +37,8 @@ def declare(message: Message, context: Context) -> Message:
 @app.query("accept")
 def accept(message: Message, context: Context) -> Message:
     """Books a plan with its participants in the site's ledger, once, before any round of it."""
-    site, plan = open_site(context), from_json(read_plan_request(message.content).plan)
+    asked = read_asked(message)
+    site, plan = open_site(context, asked), asked.plan
     check_terms(site, plan)
     check_share(site, plan)
     site.ledger.open_plan(plan.hash, _release(plan), plan.to_json())
@@ -46,10 +48,10 @@ def accept(message: Message, context: Context) -> Message:
 @app.train()
 def train_round(message: Message, context: Context) -> Message:
     """Answers a round: from the ledger if it was answered before, else trained, cached, then sent."""
-    site = open_site(context)
+    asked = read_asked(message)
+    site, plan = open_site(context, asked), asked.plan
     request, model = read_train_request(message.content)
-    plan = from_json(request.plan)
-    check_base(plan, request, model)
+    check_base(site, plan, request, model)
     check_share(site, plan)
     payload = site.ledger.reserve(plan.hash, request.round, request.base, plan.strategy.local_steps)
     if payload is None:
@@ -67,10 +69,7 @@ def check_terms(site: OpenSite, plan: Plan) -> None:
     """
     config, terms = site.config, plan.terms
     private = config.privacy.name != "none"
-    task = replace(
-        config.task, unit=plan.task.unit
-    )  # in which unit each side shows figures is its own affair
-    if (plan.task, plan.model) != (task, config.model):
+    if (plan.task, plan.model) != (tasks.learnt(config.task), config.model):
         raise ClientError("terms_refused", "The plan's task or model is not the one that this site runs.")
     if private and not terms.private:
         raise ClientError("terms_refused", "The plan has no privacy; this site requires it (privacy.name).")
@@ -95,7 +94,7 @@ def check_share(site: OpenSite, plan: Plan) -> None:
         raise ClientError("terms_refused", "The plan does not name this site with the patients it declared.")
 
 
-def check_base(plan: Plan, request: Round, model: Arrays) -> None:
+def check_base(site: OpenSite, plan: Plan, request: Round, model: Arrays) -> None:
     """Refuses a round that the plan does not have, or a model that is not the one it names.
 
     Raises:
@@ -105,6 +104,9 @@ def check_base(plan: Plan, request: Round, model: Arrays) -> None:
         raise ClientError("round_unknown", f"The plan has rounds 1 to {plan.rounds}; {request.round} came.")
     if arrays_sha256(model) != request.base or (request.round == 1 and request.base != plan.base_sha256):
         raise ClientError("base_mismatch", "The model that came is not the one that the request names.")
+    wanted = {name: tuple(value.shape) for name, value in site.model.state_dict().items()}
+    if {name: array.shape for name, array in model.items()} != wanted:
+        raise ClientError("base_mismatch", "The model that came has not the arrays of the plan's network.")
 
 
 def _release(plan: Plan) -> GaussianRelease:

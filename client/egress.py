@@ -8,6 +8,8 @@ but what the gate could check and wrote anew. So nothing leaves in a field that 
 3. Patients: only in the answer to `declare`, only as a rounded number.
 4. Updates: only in the answer to `train`; exactly the arrays of the site's own model, float32,
    finite, and within the norm that clipping and noise can give.
+5. Record: what a hospital sends stands in its audit log before it leaves; if it cannot be written,
+   nothing leaves.
 
 What it is not: it cannot see whether noise was added. That the trainer does so is the trainer's
 tests and the audit's matter.
@@ -24,16 +26,17 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from client.asked import Asked, read_asked
 from client.errors import ClientError
-from client.site import OpenSite, open_site
+from client.site import OpenSite, keeper_of, open_site
 from client.trainer import norm_bound
 from conf.errors import TwinwardError
 from link.errors import LinkError
-from link.wire import DECLARE, TRAIN, Answer, answer, read_answer, read_plan_request, read_train_request
+from link.wire import DECLARE, TRAIN, Answer, answer, read_answer
 from privacy.errors import PrivacyError
-from trust.digest import Arrays
+from trust.digest import Arrays, arrays_sha256
 from trust.errors import TrustError
-from trust.plan import PATIENTS_STEP, Plan, from_json
+from trust.plan import PATIENTS_STEP, Plan
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -57,15 +60,23 @@ class Limits:
 
 def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """The reply that leaves: checked and rebuilt, or a code."""
-    nobody = Answer(site="", plan="")
-    limits = Limits(expected=nobody)
+    limits, keeper, asked = Limits(expected=Answer(site="", plan="")), None, None
     try:
-        limits = _limits(message, open_site(context))
+        keeper = keeper_of(context)
+        name = open_site(context).name if keeper is None else keeper.name
+        asked = read_asked(message)
+        limits = Limits(expected=asked.answer(name), declares=asked.kind == DECLARE)
+        if asked.kind == TRAIN:
+            limits = _train_limits(open_site(context, asked), asked)
         reply = call_next(message, context)
         content = inspect(reply.content, limits)
+        if keeper is not None:
+            keeper.released(asked, *_facts(content))
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not leave
         content = answer(_error_answer(limits.expected, code_of(error)))
         _log(error, limits.expected.site)
+        if keeper is not None:
+            keeper.refused(asked, error, code_of(error))
     return Message(content, reply_to=message)
 
 
@@ -103,15 +114,14 @@ def code_of(error: Exception) -> str:
     return "malformed" if isinstance(error, (LinkError, TrustError)) else "internal_error"
 
 
-def _limits(message: Message, site: OpenSite) -> Limits:
-    kind = message.metadata.message_type
-    if kind != TRAIN:
-        plan = from_json(read_plan_request(message.content).plan)
-        return Limits(expected=Answer(site=site.name, plan=plan.hash), declares=kind == DECLARE)
-    request, _ = read_train_request(message.content)
-    plan = from_json(request.plan)
-    names = Answer(site=site.name, plan=plan.hash, round=request.round, base=request.base)
-    return Limits(expected=names, shapes=site.shapes, norm=_norm(site, plan))
+def _train_limits(site: OpenSite, asked: Asked) -> Limits:
+    return Limits(expected=asked.answer(site.name), shapes=site.shapes, norm=_norm(site, asked.plan))
+
+
+def _facts(content: RecordDict) -> tuple[int, str]:
+    """Number of patients and SHA-256 of the update that an inspected answer holds; 0 and empty if none."""
+    said, update = read_answer(content)
+    return said.patients, "" if update is None else arrays_sha256(update)
 
 
 def _norm(site: OpenSite, plan: Plan) -> float | None:

@@ -154,6 +154,10 @@ class Inbox:
         states = ("waiting", "approved", "running")
         return self._move(offer, "refused", states, code=code, who=who, why=why, now_s=now_s)
 
+    def reconsider(self, offer: str, *, now_s: float) -> Offer:
+        """Lets a refused offer wait again, for a policy that has changed."""
+        return self._move(offer, "waiting", ("refused",), who="", why="", now_s=now_s)
+
     def run(self, offer: str, *, now_s: float) -> Offer:
         """Marks an approved plan as booked in the ledger."""
         return self._move(offer, "running", ("approved",), now_s=now_s)

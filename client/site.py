@@ -1,23 +1,29 @@
 """What a ClientApp knows of its own site: windows of the patients that train, secret, ledger, limits.
 
 `open_site` finds the site that a Flower node stands for. In a simulation the node's partition
-number says which of the sites of the configuration it is, and the secret follows from the seed; a
-hospital's own process brings its own data and its own secret, and uses the rest as it is.
+number says which of the sites of the configuration it is, and the secret follows from the seed. A
+node whose configuration names a `home` is a hospital (client/hospital.py): it has its own data, its
+own secret, and opens only for plans that its policy and its people admit.
 """
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from flwr.app import Context
 from torch import nn
 
+from client.asked import Asked
 from client.errors import ClientError
 from client.ledger import Ledger
 from client.trainer import trainable
@@ -41,6 +47,7 @@ class OpenSite:
         examples: windows of the patients that train and of no others, on the model's device.
         secret: from which noise and draws follow; never leaves.
         ledger: of the site's whole life.
+        agreed: what it declared when it took the plan; None if it has taken none.
     """
 
     name: str
@@ -50,6 +57,7 @@ class OpenSite:
     examples: Examples
     secret: bytes
     ledger: Ledger
+    agreed: int | None = None
 
     @property
     def patients(self) -> int:
@@ -59,12 +67,33 @@ class OpenSite:
     @property
     def declared(self) -> int:
         """How many patients the site says it has: rounded, public, part of the plan."""
-        return round_patients(self.patients)
+        return round_patients(self.patients) if self.agreed is None else self.agreed
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each array of an update, sorted by name."""
         return {name: tuple(value.shape) for name, value in trainable(self.model).items()}
+
+
+class Keeper(Protocol):
+    """Stands at a hospital's door: which plans get in, and the record of what went out."""
+
+    @property
+    def name(self) -> str:
+        """Under which the federation knows the site."""
+        ...
+
+    def open(self, asked: Asked) -> OpenSite:
+        """The site, set up for the plan; raises ClientError with the reason if it does not take it."""
+        ...
+
+    def released(self, asked: Asked, patients: int, update_sha256: str) -> None:
+        """Records durably what is about to leave; raises ClientError, and then it does not leave."""
+        ...
+
+    def refused(self, asked: Asked | None, error: Exception, code: str) -> None:
+        """Records why a request is answered with a code."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +148,14 @@ def training_examples(config: Config, site: str, part: Part) -> Examples:
     A patient without a window does not train, so does not count towards any number of patients.
     """
     examples = site_examples(config, site)
+    return only(examples, part.training_patients(site, examples.patients))
+
+
+def only(examples: Examples, patients: tuple[str, ...]) -> Examples:
+    """The windows of these patients, with `patients` naming those of them that have a window."""
     windows_P = torch.bincount(examples.patient_N, minlength=len(examples.patients)).tolist()
     present = {patient for patient, windows in zip(examples.patients, windows_P, strict=True) if windows}
-    chosen = tuple(p for p in part.training_patients(site, examples.patients) if p in present)
+    chosen = tuple(p for p in patients if p in present)
     place_P = np.full(len(examples.patients), -1, np.int64)
     place = {patient: number for number, patient in enumerate(examples.patients)}
     place_P[[place[patient] for patient in chosen]] = np.arange(len(chosen))
@@ -141,12 +175,21 @@ def open_ledger(config: Config, directory: Path, site: str) -> Ledger:
     return Ledger(ledger_path(directory, site), ceiling_epsilon=ceiling, delta=config.privacy.delta)
 
 
-def open_site(context: Context) -> OpenSite:
+def open_site(context: Context, asked: Asked | None = None) -> OpenSite:
     """The site that a node stands for; kept open for the next message of the same run.
 
+    Args:
+        asked: what for; a hospital opens for plans that it admits, and for nothing else.
+
     Raises:
-        ClientError: site_absent, if the node stands for no site, or for one that takes no part.
+        ClientError: site_absent, if the node stands for no site, or for one that takes no part; of
+            a hospital, why it does not take the plan.
     """
+    keeper = keeper_of(context)
+    if keeper is not None:
+        if asked is None:
+            raise ClientError("site_absent", "A hospital opens for a plan; none was named.")
+        return keeper.open(asked)
     settings = {name: str(context.run_config.get(name, "")) for name in ("config", "part", "directory")}
     key = (threading.get_ident(), settings["config"], settings["part"], settings["directory"])
     if _OPEN.key != key:
@@ -156,6 +199,27 @@ def open_site(context: Context) -> OpenSite:
     if partition not in _OPEN.sites:
         _OPEN.sites[partition] = _simulated_site(partition, **settings)
     return _OPEN.sites[partition]
+
+
+def keeper_of(context: Context) -> Keeper | None:
+    """The doorkeeper of the hospital that a node stands for; None in a simulation."""
+    rehearsed = _REHEARSED.get()
+    home = str(context.node_config.get("home", ""))
+    if rehearsed is not None or not home:
+        return rehearsed
+    from client.hospital import hospital
+
+    return hospital(home)
+
+
+@contextmanager
+def rehearsing(keeper: Keeper) -> Iterator[None]:
+    """Within it, every node of this thread stands for this doorkeeper's site."""
+    token = _REHEARSED.set(keeper)
+    try:
+        yield
+    finally:
+        _REHEARSED.reset(token)
 
 
 def close_sites() -> None:
@@ -175,6 +239,7 @@ class _Open:
 
 
 _OPEN = _Open()
+_REHEARSED: ContextVar[Keeper | None] = ContextVar("rehearsed", default=None)
 
 
 def _simulated_site(partition: int, *, config: str, part: str, directory: str) -> OpenSite:

@@ -1,0 +1,54 @@
+"""What a request asks a site for, read once for the gate, the door and the handlers alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from link.wire import TRAIN, Answer, read_plan_request, read_train_request
+from trust.plan import Plan, from_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request.
+
+    Attributes:
+        kind: `declare`, `accept` or `train`, as link.wire names them.
+        text: JSON of the plan as it came, over which the signature stands. plan: what it says.
+        signature: of the coordinator; empty in a simulation.
+        round, base: of a `train` request; 0 and empty otherwise.
+    """
+
+    kind: str
+    text: str
+    plan: Plan
+    signature: str
+    round: int = 0
+    base: str = ""
+
+    def answer(self, site: str) -> Answer:
+        """The names that an answer of this site must bear."""
+        return Answer(site=site, plan=self.plan.hash, round=self.round, base=self.base)
+
+
+def read_asked(message: Message) -> Asked:
+    """What a request asks for, with the plan that it carries.
+
+    Raises:
+        LinkError, PlanError: it is not of the agreed form.
+    """
+    kind = message.metadata.message_type
+    if kind != TRAIN:
+        request = read_plan_request(message.content)
+        return Asked(kind=kind, text=request.plan, plan=from_json(request.plan), signature=request.signature)
+    asked, _ = read_train_request(message.content)
+    return Asked(
+        kind=kind,
+        text=asked.plan,
+        plan=from_json(asked.plan),
+        signature=asked.signature,
+        round=asked.round,
+        base=asked.base,
+    )

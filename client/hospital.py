@@ -1,0 +1,275 @@
+"""A hospital at its own door: who may ask, what its policy and its people admit, what was released.
+
+For a request these questions come in this order; the first answer that is no ends it:
+
+1. Is the plan signed by the federation's coordinator? (plan_unsigned, key_refused)
+2. Does the policy admit it, as far as that can be told without looking at data?
+3. Have the site's people, or the policy in their place, approved its offer? (awaiting_approval)
+   An approval holds for one offer and for one plan that is made of it: whoever sends the same offer
+   with other participants again asks for a second charge that nobody approved. (plan_differs)
+4. Can the data be read, and are there enough patients?
+
+The policy is read anew for each request, so that a change to it holds from the next request on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from client import plugins
+from client.asked import Asked
+from client.data import device_of, windows
+from client.errors import ClientError
+from client.home import SiteHome
+from client.inbox import POLICY, Inbox, Offer
+from client.ledger import Ledger
+from client.policy import Facts, Policy, Verdict, cost, judge, read_policy, release_of
+from client.records import open_records
+from client.site import OpenSite
+from conf import schema
+from link.wire import ACCEPT, DECLARE, TRAIN
+from privacy.accounting import lifetime_epsilon
+from trust.errors import PlanError, TrustError
+from trust.plan import Plan, from_json
+from trust.signing import verify_plan
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+_OPEN = threading.local()
+
+
+def hospital(directory: str) -> Hospital:
+    """The hospital in a folder; kept open in this thread."""
+    homes: dict[str, Hospital] = _OPEN.__dict__.setdefault("homes", {})
+    key = str(SiteHome(directory).directory)
+    if key not in homes:
+        homes[key] = Hospital(SiteHome(key))
+    return homes[key]
+
+
+def close_hospitals() -> None:
+    """Closes what this thread holds open."""
+    for found in _OPEN.__dict__.pop("homes", {}).values():
+        found.close()
+
+
+class Hospital:
+    """The doorkeeper (`client.site.Keeper`) of the hospital in a folder; for one thread."""
+
+    def __init__(self, home: SiteHome, *, clock: Callable[[], float] = time.time) -> None:
+        """Opens the site's files.
+
+        Raises:
+            ClientError: home_unreadable, inbox_unreadable, ledger_unreadable, policy_unreadable.
+        """
+        self.home = home
+        self.settings = home.settings()
+        self._secret = home.secret()
+        self._clock = clock
+        self._policy = read_policy(home.policy)
+        self._ledger = _open_ledger(home, self._policy)
+        self.inbox = Inbox(home.inbox)
+        self._records = open_records(home)
+
+    @property
+    def name(self) -> str:
+        """Under which the federation knows the site."""
+        return self.settings.site
+
+    def close(self) -> None:
+        """Lets go of all files."""
+        self._ledger.close()
+        self.inbox.close()
+        self._records.close()
+
+    def open(self, asked: Asked) -> OpenSite:
+        """The site, set up for a plan that it takes.
+
+        Raises:
+            ClientError: why it does not; a plan that is refused stands in the inbox with the reason.
+        """
+        if self.settings.role != "site":
+            raise ClientError("plan_refused", "This member only receives models; it trains nothing.")
+        key = self.signer(asked.text, asked.signature)
+        if asked.kind == DECLARE:
+            self._offered(asked, key)
+        offer = self._offer(asked)
+        self._admit(offer, self.verdict(asked.plan, key, patients=None))
+        site = self.set_up(asked.plan)
+        # Its rounds were agreed on: patients who came or left since then do not end the plan.
+        if asked.kind == TRAIN:
+            return site
+        self._admit(offer, self.verdict(asked.plan, key, patients=site.patients))
+        return site
+
+    def signer(self, text: str, signature: str) -> str:
+        """The id of the coordinator's key that signed a plan.
+
+        Raises:
+            ClientError: plan_unsigned or key_refused.
+        """
+        if not signature:
+            raise ClientError("plan_unsigned", "The plan bears no signature.")
+        try:
+            return verify_plan(text, signature, self.home.coordinator_keys())
+        except TrustError as error:
+            raise ClientError("key_refused", str(error)) from None
+
+    def verdict(self, plan: Plan, key: str, *, patients: int | None) -> Verdict:
+        """What the policy says to a plan now."""
+        policy = self._current_policy()
+        facts = Facts(
+            key=key,
+            patients=patients,
+            plugin_fault=plugins.fault(plan, policy.plugins),
+            spent_after=self.spent_after(plan),
+        )
+        return judge(policy, plan, facts)
+
+    def spent(self) -> float:
+        """Epsilon over the site's life so far, at the policy's delta."""
+        return self._ledger.spent(self._current_policy().delta)
+
+    def spent_after(self, plan: Plan) -> float:
+        """Epsilon over the site's life with this plan, which may be in the ledger already."""
+        releases = [entry.release for entry in self._ledger.plans()]
+        if not self._taken(plan):
+            releases.append(release_of(plan))
+        return lifetime_epsilon(releases, self._current_policy().delta)
+
+    def set_up(self, plan: Plan) -> OpenSite:
+        """The site with task, network and windows of a plan; says nothing of whether it is admitted.
+
+        Raises:
+            ClientError: plugin_refused, data_unreadable.
+        """
+        policy = self._current_policy()
+        task, examples = windows(self.settings, plan.task, policy.plugins)
+        device = device_of(self.settings.device)
+        model = plugins.build_model(plan.model, task, policy.plugins).to(device)
+        taken = self._taken(plan) == plan.hash
+        return OpenSite(
+            name=self.name,
+            config=_config(plan, policy),
+            task=task,
+            model=model,
+            examples=(examples if model.reads_series else examples.without_series()).to(device),
+            secret=self._secret,
+            ledger=self._ledger,
+            agreed=plan.patients_of(self.name) if taken and self.name in plan.sites else None,
+        )
+
+    def released(self, asked: Asked, patients: int, update_sha256: str) -> None:
+        """Records what is about to leave, then moves the offer on.
+
+        Raises:
+            ClientError: audit_failed; nothing may leave then.
+        """
+        plan, offer = asked.plan, asked.plan.offer_hash
+        if asked.kind == DECLARE:
+            self._records.write("declared", who=self.name, plan=plan.hash, patients=patients)
+        elif asked.kind == ACCEPT:
+            price = cost(plan, self._policy.delta)
+            self._records.charged(self._ledger, plan=plan.hash, offer=offer, epsilon=price)
+        else:
+            self._records.released(
+                self._ledger, plan=plan.hash, round=asked.round, base=asked.base, update=update_sha256
+            )
+        if asked.kind == ACCEPT:
+            self.inbox.run(offer, now_s=self._clock())
+        if asked.kind == TRAIN and asked.round == plan.rounds:
+            self.inbox.done(offer, now_s=self._clock())
+
+    def refused(self, asked: Asked | None, error: Exception, code: str) -> None:
+        """Records why a request is answered with a code; a wait is recorded once, with its offer."""
+        if code == "awaiting_approval":
+            return
+        plan = "" if asked is None else asked.plan.hash
+        why = str(error) if isinstance(error, (ClientError, TrustError)) else type(error).__name__
+        try:
+            self._records.write("refused", who=self.name, why=why, plan=plan, code=code)
+        except ClientError:  # a code says nothing of a patient; the operator must see that the log is broken
+            logger.exception("a refusal could not be recorded")
+
+    def _current_policy(self) -> Policy:
+        """The policy as it is on disk now; the ledger gets its ceiling."""
+        policy = read_policy(self.home.policy)
+        if policy != self._policy:
+            self._ledger.close()
+            self._ledger = _open_ledger(self.home, policy)
+            self._policy = policy
+        return policy
+
+    def _offered(self, asked: Asked, key: str) -> None:
+        if self.inbox.find(asked.plan.offer_hash) is None:
+            # Recorded first: an offer that a person can see stands in the log.
+            self._records.write("offered", who=key, plan=asked.plan.offer_hash)
+            self.inbox.offer(asked.plan, asked.signature, key, self._clock())
+
+    def _offer(self, asked: Asked) -> Offer:
+        """The offer from which a plan was made.
+
+        Raises:
+            ClientError: plan_unknown, if it was never offered; plan_differs, if another plan was made of it.
+        """
+        offer = self.inbox.find(asked.plan.offer_hash)
+        if offer is None:
+            raise ClientError("plan_unknown", "This plan was never offered to the site.")
+        if asked.kind != DECLARE and self._taken(asked.plan) not in ("", asked.plan.hash):
+            raise ClientError(
+                "plan_differs", "The offer was taken with other participants; it is not approved."
+            )
+        return offer
+
+    def _taken(self, plan: Plan) -> str:
+        """Hash of the plan in the ledger that was made of the same offer; empty if there is none."""
+        offer = plan.offer_hash
+        found = [entry.plan_hash for entry in self._ledger.plans() if _offer_hash(entry.terms) == offer]
+        return found[0] if found else ""
+
+    def _admit(self, offer: Offer, verdict: Verdict) -> None:
+        """Returns if policy and people let the plan run; an approval of the policy itself is recorded.
+
+        Raises:
+            ClientError: the policy's code, awaiting_approval, or plan_refused.
+        """
+        if verdict.decision == "refuse":
+            if offer.state == "waiting":
+                self.inbox.refuse(
+                    offer.hash, code=verdict.code, who=POLICY, why=verdict.text, now_s=self._clock()
+                )
+            raise ClientError(verdict.code, verdict.text)
+        if offer.state == "refused" and offer.who != POLICY:
+            raise ClientError("plan_refused", "The site's people refused this plan.")
+        if offer.state in ("approved", "running", "done"):
+            return
+        if verdict.decision == "wait":
+            if offer.state == "refused":  # by a policy that has changed since
+                self.inbox.reconsider(offer.hash, now_s=self._clock())
+            raise ClientError(verdict.code, verdict.text)
+        self._records.write("approved", who=POLICY, plan=offer.hash)
+        self.inbox.approve(offer.hash, who=POLICY, now_s=self._clock())
+
+
+def _open_ledger(home: SiteHome, policy: Policy) -> Ledger:
+    return Ledger(home.ledger, ceiling_epsilon=policy.ceiling, delta=policy.delta)
+
+
+def _offer_hash(terms: str) -> str:
+    """Hash of the offer of a plan that stands in the ledger; empty if it is no plan."""
+    try:
+        return from_json(terms).offer_hash
+    except PlanError:
+        return ""
+
+
+def _config(plan: Plan, policy: Policy) -> schema.Config:
+    """What the app compares the plan with once more: the policy in the words of a configuration."""
+    private = policy.required or plan.terms.private
+    privacy = schema.Privacy(
+        name="patient" if private else "none", delta=policy.delta, minimum_patients=policy.minimum_patients
+    )
+    return schema.Config(task=plan.task, model=plan.model, privacy=privacy)
