@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nobody is told that a hospital trains
     words = list(sys.argv[1:] if words is None else words)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    _log_to_stderr()
     try:
         return _dispatch(words)
     except TwinwardError as error:
@@ -55,6 +55,27 @@ def usage() -> str:
         "A run that works, from nothing to a report, in some minutes:\n  twinward simulate\n\n"
         "More of a command: twinward COMMAND --help. Version: twinward --version."
     )
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Once())
+
+
+class Once(logging.Filter):
+    """Lets a text through the first time only: a run trains many federations, and each would repeat it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this text is new."""
+        text = record.getMessage()
+        new = text not in self._said
+        self._said.add(text)
+        return new
 
 
 def _dispatch(words: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import COMMANDS
+from cli.main import COMMANDS, Once
 from conf.describe import groups, keys
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,13 @@ def test_help_loads_neither_torch_nor_flower_nor_hydra() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert answer.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_log_says_the_same_thing_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.handler.addFilter(Once())
+    for site in ("north", "north", "south"):
+        logging.getLogger("twinward.test").warning("site %s is small", site)
+    assert caplog.messages == ["site north is small", "site south is small"]
 
 
 def test_no_command_shows_the_usage_and_fails() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,26 @@ def test_a_good_folder_is_described_as_a_run_would_see_it(tmp_path: Path) -> Non
     assert f"data=folder data.path={tmp_path}" in str(report)
 
 
+def test_the_command_it_ends_with_carries_zone_and_quotes(tmp_path: Path) -> None:
+    root = tmp_path / "my studies"
+    root.mkdir()
+    report = _check(root, HEADER + _rows(6, zone=""), "Europe/London")
+    words = shlex.split(str(report).rpartition("used: ")[2])
+    assert words == [
+        "twinward",
+        "simulate",
+        "data=folder",
+        f"data.path={root}",
+        "data.timezone=Europe/London",
+    ]
+
+
+def test_doses_have_no_step(tmp_path: Path) -> None:
+    text = HEADER + _rows(6) + _rows(6, signal="carbohydrates", unit="g")
+    lines = str(_check(tmp_path, text)).splitlines()
+    assert [line.endswith("every 15 min") for line in lines if "48 rows" in line] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("text", "timezone", "told"),
     [
@@ -79,7 +100,7 @@ def test_bad_data_is_collected_and_a_run_refuses_the_same(tmp_path: Path, text: 
 def test_no_path_and_no_zone_make_it_raise(tmp_path: Path) -> None:
     assert not check_folder(tmp_path / "nothing").ok
     assert not check_folder(tmp_path).ok
-    assert not check_folder(tmp_path, timezone="London").ok
+    assert "data.timezone=London: is no time zone" in str(check_folder(tmp_path, timezone="London"))
 
 
 def test_the_report_is_plain_data(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ identifier.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -62,6 +63,7 @@ class CheckReport:
     path: str
     sites: tuple[SiteSummary, ...]
     problems: tuple[Problem, ...]
+    timezone: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,7 +80,9 @@ class CheckReport:
             lines += ["", *_describe(site)]
         lines.append("")
         if self.ok:
-            return "\n".join([*lines, f"The folder can be used: data=folder data.path={self.path}"])
+            zone = f" data.timezone={self.timezone}" if self.timezone else ""
+            path = shlex.quote(f"data.path={self.path}")
+            return "\n".join([*lines, f"The folder can be used: twinward simulate data=folder {path}{zone}"])
         lines.append(f"The folder cannot be used as it is; {_count(len(self.problems), 'problem')}:")
         return "\n".join(
             [*lines, *(f"  {number}. {one}" for number, one in enumerate(self.problems, start=1))]
@@ -103,17 +107,17 @@ def check_folder(
     try:
         check_zone(timezone)
     except DataError:
-        fix = "name a zone of the IANA list, for instance Europe/London"
+        fix = "name a zone of the IANA list, for instance Europe/London (data check: --timezone ZONE)"
         return CheckReport(
             path=str(path),
             sites=(),
-            problems=(Problem(where="data.timezone", what="is no time zone", fix=fix),),
+            problems=(Problem(where=f"data.timezone={timezone}", what="is no time zone", fix=fix),),
         )
     problems, readings = read_sites(Path(path), timezone, done=done)
     problems += [problem for reading in readings for problem in reading.problems]
     moment = now or datetime.now(UTC)
     sites = tuple(_summarise(reading, timezone, moment) for reading in readings)
-    return CheckReport(path=str(path), sites=sites, problems=tuple(problems))
+    return CheckReport(path=str(path), sites=sites, problems=tuple(problems), timezone=timezone)
 
 
 def _summarise(reading: Reading, timezone: str | None, now: datetime) -> SiteSummary:
@@ -191,7 +195,8 @@ def _describe(site: SiteSummary) -> list[str]:
         )
     ]
     for one in site.signals:
-        step = f", every {one.step_min:g} min" if one.step_min is not None else ""
+        spaced = one.step_min is not None and SIGNALS[one.name].kind in ("level", "count")
+        step = f", every {one.step_min:g} min" if spaced else ""
         lines.append(f"  {one.name} ({one.unit}): {one.rows:,} rows, {_count(one.patients, 'patient')}{step}")
     if site.static:
         lines.append(f"  static columns: {', '.join(site.static)}")

@@ -17,6 +17,7 @@ import pandas as pd
 from twin.cleaning import CANONICAL, COLUMNS, Cleaned, Fault, clean, step_minutes
 from twin.connectors.tables import SUFFIXES, Table, read_table
 from twin.errors import DataError
+from twin.signals import SIGNALS
 from twin.site import Quality, Site
 from twin.times import check_zone
 
@@ -238,9 +239,10 @@ def _nothing_left(quality: Quality) -> Fault:
     reasons = ", ".join(
         f"{reason} ({count:,})" for reason, count in (quality.dropped | quality.quarantined).items()
     )
-    return Fault(
-        what=f"has no usable row of {quality.rows_read:,}: {reasons}", fix="see docs/data.md for each reason"
-    )
+    fix = "see docs/data.md for each reason"
+    if any(reason.startswith("unknown signal") for reason in quality.quarantined):
+        fix = f"name the signals as they are known: {', '.join(SIGNALS)}"
+    return Fault(what=f"has no usable row of {quality.rows_read:,}: {reasons}", fix=fix)
 
 
 def _table(file: Path, required: tuple[str, ...], notes: _Notes, *, whole: bool = False) -> Table:

@@ -121,15 +121,19 @@ def _header_fault(header: list[str], required: Sequence[str]) -> Fault | None:
         return None
     for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         if any(separator in cell for cell in header):
+            found = [cell.strip().strip('"').lower() for cell in separator.join(header).split(separator)]
+            lacking = [name for name in required if name not in found]
             return Fault(
-                what=f"its columns are separated by {name}",
-                fix="separate them by commas (and write 5.4, not 5,4)",
+                what=f"its columns are separated by {name}"
+                + (f", and none is called {', '.join(lacking)}" if lacking else ""),
+                fix="separate them by commas (and write 5.4, not 5,4)"
+                + (f"; the first line must name the columns: {','.join(required)}" if lacking else ""),
             )
-    present = [name for name in required if name in names]
-    others = len(names) - len(present)
+    present = ", ".join(name for name in required if name in names) or "none of the expected"
+    others = len(names) - len(required) + len(missing)
     return Fault(
-        what=f"lacks the column {', '.join(missing)} (found: {', '.join(present) or 'none of the expected'}, "
-        f"and {others} other columns)",
+        what=f"lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
+        f"(found: {present}, and {others} other column{'s' if others != 1 else ''})",
         fix=f"the first line must name the columns: {','.join(required)}",
     )
 
