@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import strategies
 from conf.load import from_json
-from conf.schema import Config, Privacy, Task
+from conf.schema import Config, Privacy
 from privacy.accounting import GaussianRelease, calibrate, epsilon
 from server.census import take_census
 from server.errors import ServerError
@@ -104,11 +103,11 @@ def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
 def settings_of(config: Config, part: str) -> str:
     """What a federation's result depends on; nothing about reports, folders or evaluation.
 
-    Where the data lies is left out: the same data elsewhere gives the same model. So is the unit in
-    which figures are shown.
+    Where the data lies is left out: the same data elsewhere gives the same model. So is what
+    changes no model: the unit in which figures are shown, the glucose at which an alarm rings.
     """
     offer = {
-        "task": vars(_learnt(config.task)),
+        "task": vars(tasks.learnt(config.task)),
         "model": vars(config.model),
         "strategy": vars(config.strategy),
     }
@@ -122,18 +121,13 @@ def make_offer(config: Config, part: str, model: Mapping[str, np.ndarray]) -> Pl
     """The plan without participants that a configuration describes."""
     return Plan(
         purpose=sha256(settings_of(config, part).encode()),
-        task=_learnt(config.task),
+        task=tasks.learnt(config.task),
         model=config.model,
         strategy=config.strategy,
         terms=terms_of(config.privacy, config.rounds * config.strategy.local_steps),
         rounds=config.rounds,
         base_sha256=arrays_sha256(model),
     )
-
-
-def _learnt(task: Task) -> Task:
-    """The task without the unit of display, which changes nothing that is learnt."""
-    return replace(task, unit=Task().unit)
 
 
 def terms_of(privacy: Privacy, steps: int) -> Terms:

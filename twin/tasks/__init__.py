@@ -1,5 +1,7 @@
 """What can be learnt, one file per task on the protocol of `twin.tasks.protocol`."""
 
+from dataclasses import replace
+
 from conf import schema
 from twin.errors import DataError
 from twin.tasks.protocol import Task
@@ -19,3 +21,12 @@ def build(config: schema.Task) -> Task:
     if config.name == "heart":
         return HeartTask.build(config)
     raise DataError(f"there is no task {config.name!r}; task=glucose or task=heart")
+
+
+def learnt(config: schema.Task) -> schema.Task:
+    """The part of a task's settings that changes what is learnt; the rest stands at its default.
+
+    In which unit figures are shown and when an alarm rings is each site's own affair.
+    """
+    default = schema.Task()
+    return replace(config, unit=default.unit, low_mg_dl=default.low_mg_dl, alarm_mg_dl=default.alarm_mg_dl)
