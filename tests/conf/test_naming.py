@@ -10,7 +10,7 @@ from conf.naming import run_directory
 
 def test_equal_settings_lie_in_one_folder_and_others_elsewhere() -> None:
     assert run_directory(load(["rounds=3", "seed=1"])) == run_directory(load(["seed=1", "rounds=3"]))
-    settings = (
+    settings: tuple[list[str], ...] = (
         ["rounds=3"],
         ["seed=1"],
         ["privacy=none"],

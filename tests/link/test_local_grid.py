@@ -25,7 +25,8 @@ echo = ClientApp()
 @echo.query()
 def _echo(message: Message, context: Context) -> Message:
     number = int(context.node_config["partition-id"])
-    seen = int(context.state.config_records["seen"]["count"]) if "seen" in context.state else 0
+    seen = context.state.config_records["seen"]["count"] if "seen" in context.state else 0
+    assert isinstance(seen, int)
     context.state["seen"] = ConfigRecord({"count": seen + 1})
     said = ConfigRecord({"partition": number, "seen": seen + 1, "word": str(context.run_config["word"])})
     return Message(RecordDict({"said": said}), reply_to=message)
