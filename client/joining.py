@@ -108,7 +108,9 @@ def join(
     identity = Identity(federation=federation, role=invitation.role, name=invitation.site)
     key = own.key if own else _pending_key(home)
     request = _request(invitation, key, own)
-    welcome = read_answer(_call(invitation.address, authority, request, proxy))
+    answer = _call(invitation.address, authority, request, proxy)
+    answered = now()
+    welcome = read_answer(answer)
     _check(welcome, identity, key, authority, own)
     _settle(home, welcome, key, own, _settings(home, welcome, proxy, data_path, timezone))
     certificate = load_certificate(home.certificate.read_bytes())
@@ -116,7 +118,7 @@ def join(
         home=home,
         identity=identity,
         not_after=certificate.not_valid_after_utc,
-        skew_s=round(now().timestamp()) - welcome.time,
+        skew_s=round(answered.timestamp()) - welcome.time,
     )
 
 
