@@ -8,13 +8,14 @@ PYTHON ?=
 ARGS ?=
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: help simulate test lint docs wheel clean
+.PHONY: help simulate test lint docs proto wheel clean
 
 help:
 	@echo "make simulate   run the main job: virtual hospitals, private training, a report (ARGS=...)"
 	@echo "make test       run the tests (ARGS=...)"
 	@echo "make lint       ruff, mypy --strict, the rules on imports"
 	@echo "make docs       write the tables of docs/configuration.md anew"
+	@echo "make proto      make link/generated from link/proto"
 	@echo "make wheel      build dist/*.whl"
 	@echo "make clean      remove the virtual environment and what was built; runs/ stays"
 
@@ -32,6 +33,9 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(VENV)/bin/python -m cli.reference docs/configuration.md
+
+proto: $(STAMP)
+	cd link/proto && ../../$(VENV)/bin/python -m grpc_tools.protoc -I. --python_out=../generated --pyi_out=../generated link.proto
 
 wheel: $(STAMP)
 	rm -rf build dist

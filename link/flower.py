@@ -7,11 +7,21 @@ upgraded, this is the file to look through.
 
 from __future__ import annotations
 
-from flwr.app import Message
+from typing import cast
+
+from flwr.app import Message, Metadata, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["COORDINATOR_NODE_ID", "RUN_ID", "Run", "identify_coordinator", "run_alone", "stamp"]
+__all__ = [
+    "COORDINATOR_NODE_ID",
+    "RUN_ID",
+    "Run",
+    "identify_coordinator",
+    "received_message",
+    "run_alone",
+    "stamp",
+]
 
 RUN_ID = 1
 COORDINATOR_NODE_ID = 1
@@ -32,3 +42,32 @@ def identify_coordinator() -> None:
 def stamp(message: Message, message_id: str) -> None:
     """Gives a message its id, which Flower leaves to the grid that carries it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def received_message(
+    content: RecordDict,
+    *,
+    message_id: str,
+    message_type: str,
+    group_id: str,
+    node_id: int,
+    created_at: float,
+    ttl: float,
+) -> Message:
+    """A message as it arrives at a node, with the metadata that it was sent with.
+
+    Raises:
+        ValueError: a type of message that Flower does not know.
+    """
+    metadata = Metadata(
+        run_id=RUN_ID,
+        message_id=message_id,
+        src_node_id=COORDINATOR_NODE_ID,
+        dst_node_id=node_id,
+        reply_to_message_id="",
+        group_id=group_id,
+        created_at=created_at,
+        ttl=ttl,
+        message_type=message_type,
+    )
+    return cast("Message", Message(content=content, metadata=metadata))  # type: ignore[call-overload]  # Flower's own form

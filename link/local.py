@@ -36,12 +36,13 @@ class LocalGrid(Grid):
         self,
         client_app: ClientApp,
         run_config: Mapping[str, str | int | float | bool],
-        partitions: Iterable[int],
+        partitions: Iterable[int | str],
     ) -> None:
         """Args:
         client_app: what runs at every node.
         run_config: handed to every node in its Context.
-        partitions: number of the site of each node, in ascending order of node ids.
+        partitions: what each node stands for, in ascending order of node ids: number of a simulated
+            site, or the folder of a hospital.
         """
         numbers = list(partitions)
         self._client_app = client_app
@@ -120,8 +121,10 @@ class LocalGrid(Grid):
         return reply
 
 
-def _context(node_id: int, partition: int, run_config: Mapping[str, str | int | float | bool]) -> Context:
-    node_config: UserConfig = {"partition-id": partition}
+def _context(
+    node_id: int, partition: int | str, run_config: Mapping[str, str | int | float | bool]
+) -> Context:
+    node_config: UserConfig = {"home" if isinstance(partition, str) else "partition-id": partition}
     return Context(
         run_id=RUN_ID,
         node_id=node_id,

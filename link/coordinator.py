@@ -1,0 +1,6 @@
+"""The coordinator's end of the link: `LinkServer` listens for hospitals, `LinkGrid` carries messages."""
+
+from link.grid import LinkGrid, node_id
+from link.listener import Admit, Connected, LinkServer, Observe, Serve, ServerSettings
+
+__all__ = ["Admit", "Connected", "LinkGrid", "LinkServer", "Observe", "Serve", "ServerSettings", "node_id"]

@@ -1,0 +1,418 @@
+"""Flower's messages as parcels, and back: a small header and a body of arrays, both checked.
+
+The header (protobuf) is measured before it is parsed and holds names, settings and, of each array,
+name, dtype, shape and SHA-256. The body is the arrays' raw little-endian bytes, back to back. Nothing
+is ever unpickled: dtypes come from a short list, and what does not fit its declaration is refused.
+What a header says about its sender is not here: identity comes from the certificate alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from google.protobuf.message import DecodeError
+
+from link.errors import LinkError
+from link.flower import received_message
+from link.generated import link_pb2 as pb
+
+DTYPES = frozenset(
+    ["bool", "float16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+MOST_AXES = 16
+LONGEST_NAME = 512
+STYPE = "numpy.ndarray"
+
+APP_RAISED = 2  # Flower's own code of a ClientApp that raised
+BAD_HEADER, BAD_BODY, TOO_LARGE = "bad_header", "bad_body", "too_large"
+
+Read = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one side takes from the other, in bytes or numbers.
+
+    Attributes:
+        header_bytes: of a parcel's header.
+        inline_bytes: of a body that rides in its offer.
+        chunk_bytes: of one chunk of a body.
+        body_bytes: of a whole body.
+        arrays: in one parcel.
+        pending: parcels of one hospital that wait to be answered, each way.
+    """
+
+    header_bytes: int = 1 << 20
+    inline_bytes: int = 64 << 10
+    chunk_bytes: int = 1 << 20
+    body_bytes: int = 2 << 30
+    arrays: int = 10_000
+    pending: int = 64
+
+    @property
+    def frame_bytes(self) -> int:
+        """The longest frame; gRPC refuses a longer one by its length, before it reads it."""
+        return max(self.header_bytes + self.inline_bytes, self.chunk_bytes) + 4096
+
+
+class FrameError(LinkError):
+    """A parcel that is refused; `code` is what the peer is told."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{text} [{code}]")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """What one side sends: a serialised header and the pieces of its body, not copied."""
+
+    id: str
+    header: bytes
+    pieces: tuple[memoryview, ...] = ()
+    total: int = 0
+
+    def part(self, offset: int, size: int) -> bytes:
+        """The body from `offset` on, at most `size` bytes of it."""
+        found: list[memoryview] = []
+        start = 0
+        for piece in self.pieces:
+            end = start + piece.nbytes
+            if end > offset and start < offset + size:
+                found.append(piece[max(0, offset - start) : offset + size - start])
+            start = end
+            if start >= offset + size:
+                break
+        return b"".join(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A header that holds what it promises.
+
+    Attributes:
+        content: SHA-256 over names, dtypes, shapes and hashes of all arrays: the same content has the
+            same, whatever message brings it.
+        lengths, digests: bytes and SHA-256 of each array, in the order of the body.
+    """
+
+    header: pb.Header
+    content: str
+    lengths: tuple[int, ...]
+    digests: tuple[bytes, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+
+class Packer:
+    """Makes parcels; a record of arrays that goes to many sites is hashed once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[ArrayRecord, pb.ArrayList, list[memoryview]]] = {}
+
+    def request(self, message: Message) -> Parcel:
+        """A message for a hospital's app."""
+        metadata = message.metadata
+        return self._parcel(
+            pb.Header(
+                kind=pb.Header.REQUEST,
+                id=metadata.message_id,
+                type=metadata.message_type,
+                group=metadata.group_id,
+                node=metadata.dst_node_id,
+                created_s=metadata.created_at,
+                lifetime_s=metadata.ttl,
+            ),
+            message.content,
+        )
+
+    def reply(self, id_: str, request: str, answer: Message | None) -> Parcel:
+        """The answer of a hospital's app; of an error only its number leaves. None: the app raised."""
+        header = pb.Header(kind=pb.Header.REPLY, id=id_, reply_to=request)
+        if answer is not None and answer.has_content():
+            return self._parcel(header, answer.content)
+        header.error = "app_error"
+        header.error_number = APP_RAISED if answer is None else answer.error.code
+        return self._parcel(header, None)
+
+    def call(self, id_: str, name: str, payload: bytes) -> Parcel:
+        """A call of a hospital, such as `renew`."""
+        return self._parcel(pb.Header(kind=pb.Header.CALL, id=id_, type=name), _payload(payload))
+
+    def result(self, id_: str, call: str, payload: bytes | None, error: str = "") -> Parcel:
+        """The answer to a call: bytes, or a code."""
+        header = pb.Header(kind=pb.Header.RESULT, id=id_, reply_to=call, error=error)
+        return self._parcel(header, None if payload is None else _payload(payload))
+
+    def _parcel(self, header: pb.Header, content: RecordDict | None) -> Parcel:
+        pieces: list[memoryview] = []
+        for name in sorted(content or {}):
+            record = content[name] if content is not None else None
+            if isinstance(record, ArrayRecord):
+                listed, views = self._arrays(record)
+                header.records.append(pb.Record(name=name, arrays=listed))
+                pieces += views
+            elif isinstance(record, MetricRecord):
+                header.records.append(pb.Record(name=name, metrics=_values(record)))
+            elif isinstance(record, ConfigRecord):
+                header.records.append(pb.Record(name=name, config=_values(record)))
+        header.total = sum(view.nbytes for view in pieces)
+        return Parcel(
+            id=header.id, header=header.SerializeToString(), pieces=tuple(pieces), total=header.total
+        )
+
+    def _arrays(self, record: ArrayRecord) -> tuple[pb.ArrayList, list[memoryview]]:
+        if id(record) not in self._seen:
+            listed, views = pb.ArrayList(), []
+            for name, array in record.items():
+                dtype, shape, raw = _raw(array)
+                digest = hashlib.sha256(raw).digest()
+                listed.entries.append(pb.ArrayInfo(name=name, dtype=dtype, shape=shape, sha256=digest))
+                views.append(raw)
+            self._seen[id(record)] = (record, listed, views)
+        _, listed, views = self._seen[id(record)]
+        return listed, views
+
+
+def open_header(data: bytes, limits: Limits) -> Manifest:
+    """The checked header of an offer.
+
+    1. Length before parsing. 2. Arrays: number, names each once, dtype of the list, shape. 3. Declared
+    total: what the shapes add up to, and no more than is allowed; nothing is allocated for it before.
+
+    Raises:
+        FrameError: bad_header or too_large.
+    """
+    if len(data) > limits.header_bytes:
+        raise FrameError(TOO_LARGE, f"Expected a header of at most {limits.header_bytes} bytes.")
+    header = pb.Header()
+    try:
+        header.ParseFromString(data)
+    except DecodeError:
+        raise FrameError(BAD_HEADER, "Expected a header in the form of link.proto.") from None
+    infos = [info for record in header.records for info in record.arrays.entries]
+    if len(infos) > limits.arrays:
+        raise FrameError(TOO_LARGE, f"Expected at most {limits.arrays} arrays; {len(infos)} came.")
+    _check_names(header)
+    lengths = tuple(_length(info) for info in infos)
+    if sum(lengths) > limits.body_bytes:
+        raise FrameError(TOO_LARGE, f"Expected a body of at most {limits.body_bytes} bytes.")
+    if sum(lengths) != header.total:
+        raise FrameError(BAD_HEADER, "Expected the total that the arrays' shapes add up to.")
+    content = hashlib.sha256()
+    for record in header.records:
+        if record.HasField("arrays"):
+            content.update(pb.Record(name=record.name, arrays=record.arrays).SerializeToString())
+    return Manifest(
+        header=header,
+        content=content.hexdigest(),
+        lengths=lengths,
+        digests=tuple(info.sha256 for info in infos),
+    )
+
+
+class Checker:
+    """Hashes a body as it comes in, array by array.
+
+    `update` raises FrameError (bad_body) at the end of the first array whose SHA-256 is another.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._lengths = manifest.lengths
+        self._digests = manifest.digests
+        self._place = 0
+        self._left = self._lengths[0] if self._lengths else 0
+        self._hash = hashlib.sha256()
+        self._close_full()
+
+    def update(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view.nbytes:
+            if self._place >= len(self._lengths):
+                raise FrameError(BAD_BODY, "Expected no byte after the last array.")
+            piece = view[: self._left]
+            self._hash.update(piece)
+            self._left -= piece.nbytes
+            view = view[piece.nbytes :]
+            self._close_full()
+
+    def finish(self) -> None:
+        """Raises FrameError (bad_body) if bytes are missing."""
+        if self._place != len(self._lengths):
+            raise FrameError(BAD_BODY, "Expected more bytes: the body ends before its last array does.")
+
+    def _close_full(self) -> None:
+        while self._place < len(self._lengths) and self._left == 0:
+            if self._hash.digest() != self._digests[self._place]:
+                raise FrameError(BAD_BODY, "Expected an array with the declared SHA-256.")
+            self._place += 1
+            self._hash = hashlib.sha256()
+            self._left = self._lengths[self._place] if self._place < len(self._lengths) else 0
+
+
+def open_request(manifest: Manifest, read: Read) -> Message:
+    """The message for the hospital's app.
+
+    Raises:
+        FrameError: a record or type that Flower does not know.
+    """
+    header = manifest.header
+    try:
+        return received_message(
+            _content(manifest, read),
+            message_id=header.id,
+            message_type=header.type,
+            group_id=header.group,
+            node_id=header.node,
+            created_at=header.created_s,
+            ttl=header.lifetime_s,
+        )
+    except (TypeError, ValueError, KeyError):
+        raise FrameError(BAD_HEADER, "Expected a message that Flower can build.") from None
+
+
+def open_reply(manifest: Manifest, read: Read, request: Message) -> Message:
+    """The answer to `request`; who sent it and to whom follows from the request alone.
+
+    Raises:
+        FrameError: as `open_request`.
+    """
+    header = manifest.header
+    if header.error:
+        return Message(Error(code=int(header.error_number), reason=""), reply_to=request)
+    try:
+        return Message(_content(manifest, read), reply_to=request)
+    except (TypeError, ValueError, KeyError):
+        raise FrameError(BAD_HEADER, "Expected a message that Flower can build.") from None
+
+
+def open_payload(manifest: Manifest, read: Read) -> bytes:
+    """The bytes of a call or of its result."""
+    return read(0, manifest.total)
+
+
+def _content(manifest: Manifest, read: Read) -> RecordDict:
+    content = RecordDict()
+    offset = 0
+    for record in manifest.header.records:
+        kind = record.WhichOneof("content")
+        if kind == "arrays":
+            arrays: dict[str, Array] = {}
+            for info in record.arrays.entries:
+                length = _length(info)
+                arrays[info.name] = _array(info, read(offset, length))
+                offset += length
+            content[record.name] = ArrayRecord(arrays)
+        elif kind == "metrics":
+            content[record.name] = MetricRecord(_from_values(record.metrics))
+        elif kind == "config":
+            content[record.name] = ConfigRecord(_from_values(record.config))
+        else:
+            raise ValueError(kind)
+    return content
+
+
+def _raw(array: Array) -> tuple[str, tuple[int, ...], memoryview]:
+    """Dtype, shape and bytes of Flower's array, which holds them in numpy's file format."""
+    if array.stype != STYPE:
+        raise LinkError(f"Expected arrays of kind {STYPE!r}; {array.stype!r} came.")
+    file = BytesIO(array.data)
+    try:
+        version = np.lib.format.read_magic(file)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = reader[version](file)
+    except (ValueError, KeyError):
+        raise LinkError("Expected arrays in numpy's format; the bytes do not parse.") from None
+    if dtype.name not in DTYPES:
+        raise LinkError(f"Expected one of the dtypes {sorted(DTYPES)}; {dtype.name} came.")
+    if fortran or not dtype.isnative:
+        plain = np.ascontiguousarray(array.numpy(), dtype=dtype.newbyteorder("<"))
+        return dtype.name, shape, memoryview(plain.tobytes())
+    return dtype.name, shape, memoryview(array.data)[file.tell() :]
+
+
+def _array(info: pb.ArrayInfo, raw: bytes) -> Array:
+    file = BytesIO()
+    shape = tuple(int(size) for size in info.shape)
+    descr = np.lib.format.dtype_to_descr(np.dtype(info.dtype))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return Array(dtype=info.dtype, shape=shape, stype=STYPE, data=b"".join((file.getvalue(), raw)))
+
+
+def _payload(payload: bytes) -> RecordDict:
+    return RecordDict({"payload": ArrayRecord({"bytes": Array(np.frombuffer(payload, np.uint8))})})
+
+
+def _length(info: pb.ArrayInfo) -> int:
+    if info.dtype not in DTYPES or len(info.shape) > MOST_AXES or len(info.sha256) != 32:
+        raise FrameError(BAD_HEADER, "Expected arrays of a known dtype and shape, each with its SHA-256.")
+    return math.prod(int(size) for size in info.shape) * int(np.dtype(info.dtype).itemsize)
+
+
+def _check_names(header: pb.Header) -> None:
+    groups: list[Iterable[str]] = [[record.name for record in header.records]]
+    groups += [[info.name for info in record.arrays.entries] for record in header.records]
+    for group in groups:
+        names = list(group)
+        if len(set(names)) != len(names) or any(not 0 < len(name) <= LONGEST_NAME for name in names):
+            raise FrameError(BAD_HEADER, "Expected names of records and arrays, each once and not empty.")
+    if header.kind == pb.Header.NONE or not 0 < len(header.id) <= LONGEST_NAME:
+        raise FrameError(BAD_HEADER, "Expected a kind and an id.")
+
+
+_LISTS: dict[type, tuple[str, type]] = {
+    bool: ("truths", pb.Truths),
+    int: ("integers", pb.Integers),
+    float: ("numbers", pb.Numbers),
+    str: ("texts", pb.Texts),
+    bytes: ("datas", pb.Datas),
+}
+_SCALARS: dict[type, str] = {
+    bool: "truth",
+    int: "integer",
+    float: "number",
+    str: "text",
+    bytes: "data",
+}
+
+
+def _values(record: ConfigRecord | MetricRecord) -> pb.Values:
+    values = pb.Values()
+    for key, value in record.items():
+        entry = pb.Entry(key=key)
+        try:
+            if isinstance(value, list):
+                kind = type(value[0]) if value else float
+                name, message = _LISTS[kind]
+                getattr(entry, name).CopyFrom(message(values=value))
+            else:
+                setattr(entry, _SCALARS[type(value)], value)
+        except (KeyError, TypeError, ValueError):
+            raise LinkError(f"Expected a value that can travel at {key!r}.") from None
+        values.entries.append(entry)
+    return values
+
+
+def _from_values(values: pb.Values) -> dict[str, Any]:
+    """Key and value of each entry, of whatever type; Flower's records check it."""
+    found: dict[str, Any] = {}
+    for entry in values.entries:
+        kind = entry.WhichOneof("value")
+        if kind is None or entry.key in found:
+            raise ValueError(entry.key)
+        value = getattr(entry, kind)
+        found[entry.key] = list(value.values) if kind in _LIST_NAMES else value
+    return found
+
+
+_LIST_NAMES = frozenset(name for name, _ in _LISTS.values())
