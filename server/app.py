@@ -21,7 +21,7 @@ import strategies
 from conf.load import from_json
 from conf.schema import Config, Privacy
 from privacy.accounting import GaussianRelease, calibrate, epsilon
-from server.census import take_census
+from server.census import DEADLINE_S, take_census
 from server.errors import ServerError
 from server.post import Post
 from server.rounds import OnRound, Rounds, trainable_shapes
@@ -94,7 +94,7 @@ def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
         plan=plan,
         rule=strategies.build(plan.strategy),
         nodes=nodes,
-        shapes=trainable_shapes(store.arrays(plan.base_sha256), _trainable(plan)),
+        shapes=trainable_shapes(store.arrays(plan.base_sha256), trainable_names(plan)),
         on_round=_on_round.get(),
     )
     return rounds.run()
@@ -117,7 +117,14 @@ def settings_of(config: Config, part: str) -> str:
     return json.dumps(whole, sort_keys=True, separators=(",", ":"))
 
 
-def make_offer(config: Config, part: str, model: Mapping[str, np.ndarray]) -> Plan:
+def make_offer(
+    config: Config,
+    part: str,
+    model: Mapping[str, np.ndarray],
+    *,
+    quorum: int = 1,
+    deadline_s: float = DEADLINE_S,
+) -> Plan:
     """The plan without participants that a configuration describes."""
     return Plan(
         purpose=sha256(settings_of(config, part).encode()),
@@ -127,6 +134,8 @@ def make_offer(config: Config, part: str, model: Mapping[str, np.ndarray]) -> Pl
         terms=terms_of(config.privacy, config.rounds * config.strategy.local_steps),
         rounds=config.rounds,
         base_sha256=arrays_sha256(model),
+        quorum=quorum,
+        deadline_s=deadline_s,
     )
 
 
@@ -155,6 +164,7 @@ def terms_of(privacy: Privacy, steps: int) -> Terms:
     )
 
 
-def _trainable(plan: Plan) -> list[str]:
+def trainable_names(plan: Plan) -> list[str]:
+    """Names of the arrays that updates under a plan hold."""
     network = models.build(plan.model, tasks.build(plan.task))
     return [name for name, value in network.named_parameters() if value.requires_grad]

@@ -137,7 +137,7 @@ class Queue:
                     (request, config, text, QUEUED, who, now, now),
                 )
             row = db.execute(f"SELECT {_COLUMNS} FROM run WHERE request = ?", (request,)).fetchone()
-        self._tell()
+        self.touch()
         return _run(row)
 
     def runs(self) -> tuple[Run, ...]:
@@ -185,7 +185,7 @@ class Queue:
             raise ServerError(
                 f"Run {run} is {found.state}; only one that is {', '.join(before)} can be {to}."
             )
-        self._tell()
+        self.touch()
         return found
 
     def begin(self, run: str) -> Run:
@@ -202,23 +202,24 @@ class Queue:
             found = self.run(run)
         if changed != 1:
             raise ServerError(f"Run {run} is {found.state}; only one that is asking can be begun early.")
-        self._tell()
+        self.touch()
         return found
 
     def changes(self) -> int:
         """Counts up with each change that this process makes."""
         return self._changes
 
+    def touch(self) -> None:
+        """Wakes whoever waits for a change: something about a run is new."""
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
     def wait(self, seen: int, timeout_s: float) -> int:
         """Waits until `changes` is no longer `seen`, or the time is over; gives it as it is then."""
         with self._changed:
             self._changed.wait_for(lambda: self._changes != seen, timeout_s)
             return self._changes
-
-    def _tell(self) -> None:
-        with self._changed:
-            self._changes += 1
-            self._changed.notify_all()
 
 
 def _number(run: str) -> int:

@@ -39,6 +39,7 @@ class Rounds:
         nodes: node of each site that takes part.
         shapes: shape of each trainable array, sorted by name.
         on_round: told the number and the model of each round once it is committed.
+        before_commit: told of each round just before it is committed, again if that was cut off.
         signature: of the coordinator over the plan; empty in a simulation.
     """
 
@@ -49,6 +50,7 @@ class Rounds:
     nodes: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     on_round: OnRound | None = None
+    before_commit: Callable[[RoundRow], None] | None = None
     signature: str = ""
 
     def run(self) -> str:
@@ -126,6 +128,8 @@ class Rounds:
         )
 
     def _commit(self, row: RoundRow) -> None:
+        if self.before_commit is not None:
+            self.before_commit(row)
         self.store.committed(row.number)
         if self.on_round is not None:
             self.on_round(row.number, self.store.arrays(str(row.model)))

@@ -86,6 +86,11 @@ class Store:
         row = self._db.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
+    def put_fact(self, key: str, value: str) -> None:
+        """Records a fact, once; a second time is an error of the caller."""
+        with self._write() as db:
+            self._fact(db, key, value)
+
     def begin(self, offer: Plan, settings_json: str, model: Mapping[str, np.ndarray]) -> None:
         """Records what is offered to sites, under which settings, and the model that all start from."""
         with self._write() as db:
