@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 
 from flwr.app import Message, RecordDict
@@ -58,6 +58,21 @@ class Box:
                 if left_s is not None and left_s <= 0:
                     return None
                 self._changed.wait(left_s)
+
+    def ready(self, wanted: Collection[str], timeout_s: float) -> list[str]:
+        """Which of the messages have an answer, as soon as one has; none once the time is over.
+
+        Raises:
+            LinkError: the listener was stopped.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or any(id_ in wanted for id_ in self._ready), timeout_s
+            )
+            found = [id_ for id_ in self._ready if id_ in wanted]
+            if self._closed and not found:
+                raise LinkError("Expected a listener that runs; it was stopped.")
+            return found
 
     def drop(self) -> None:
         """Lets go of the answers that nobody pulled."""
@@ -132,6 +147,14 @@ class LinkGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [answer.open() for answer in self._box.take(message_ids)]
+
+    def wait_for_replies(self, message_ids: Collection[str], timeout_s: float) -> list[str]:
+        """Those of the messages that have a reply to pull, as soon as one has; none after `timeout_s`.
+
+        Raises:
+            LinkError: the listener was stopped.
+        """
+        return self._box.ready(message_ids, timeout_s)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
