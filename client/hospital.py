@@ -27,7 +27,7 @@ from client.home import SiteHome
 from client.inbox import POLICY, Inbox, Offer
 from client.ledger import Ledger
 from client.policy import Facts, Policy, Verdict, cost, judge, read_policy, release_of
-from client.records import open_records
+from client.records import AuditRecords, Records
 from client.site import OpenSite
 from conf import schema
 from link.wire import ACCEPT, DECLARE, TRAIN
@@ -59,8 +59,14 @@ def close_hospitals() -> None:
 class Hospital:
     """The doorkeeper (`client.site.Keeper`) of the hospital in a folder; for one thread."""
 
-    def __init__(self, home: SiteHome, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, home: SiteHome, *, records: Records | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         """Opens the site's files.
+
+        Args:
+            records: where to write what happens; by default the site's audit log.
+            clock: seconds since 1970.
 
         Raises:
             ClientError: home_unreadable, inbox_unreadable, ledger_unreadable, policy_unreadable.
@@ -72,7 +78,7 @@ class Hospital:
         self._policy = read_policy(home.policy)
         self._ledger = _open_ledger(home, self._policy)
         self.inbox = Inbox(home.inbox)
-        self._records = open_records(home)
+        self._records = records or AuditRecords(home)
 
     @property
     def name(self) -> str:
@@ -97,12 +103,15 @@ class Hospital:
         if asked.kind == DECLARE:
             self._offered(asked, key)
         offer = self._offer(asked)
-        self._admit(offer, self.verdict(asked.plan, key, patients=None))
+        self._check(offer, self.verdict(asked.plan, key, patients=None))
         site = self.set_up(asked.plan)
         # Its rounds were agreed on: patients who came or left since then do not end the plan.
         if asked.kind == TRAIN:
             return site
-        self._admit(offer, self.verdict(asked.plan, key, patients=site.patients))
+        self._check(offer, self.verdict(asked.plan, key, patients=site.patients))
+        if offer.state in ("waiting", "refused"):  # the policy alone lets it run
+            self._records.write("approved", who=POLICY, plan=offer.hash)
+            self.inbox.approve(offer.hash, who=POLICY, now_s=self._clock())
         return site
 
     def signer(self, text: str, signature: str) -> str:
@@ -173,10 +182,15 @@ class Hospital:
             self._records.write("declared", who=self.name, plan=plan.hash, patients=patients)
         elif asked.kind == ACCEPT:
             price = cost(plan, self._policy.delta)
-            self._records.charged(self._ledger, plan=plan.hash, offer=offer, epsilon=price)
+            self._records.write("accepted", who=self.name, plan=plan.hash, offer=offer, epsilon=price)
         else:
-            self._records.released(
-                self._ledger, plan=plan.hash, round=asked.round, base=asked.base, update=update_sha256
+            self._records.write(
+                "released",
+                who=self.name,
+                plan=plan.hash,
+                round=asked.round,
+                base=asked.base,
+                update=update_sha256,
             )
         if asked.kind == ACCEPT:
             self.inbox.run(offer, now_s=self._clock())
@@ -230,28 +244,23 @@ class Hospital:
         found = [entry.plan_hash for entry in self._ledger.plans() if _offer_hash(entry.terms) == offer]
         return found[0] if found else ""
 
-    def _admit(self, offer: Offer, verdict: Verdict) -> None:
-        """Returns if policy and people let the plan run; an approval of the policy itself is recorded.
+    def _check(self, offer: Offer, verdict: Verdict) -> None:
+        """Returns if policy and people let the plan run.
 
         Raises:
             ClientError: the policy's code, awaiting_approval, or plan_refused.
         """
+        if offer.state == "refused" and offer.who != POLICY:
+            raise ClientError("plan_refused", "The site's people refused this plan.")
         if verdict.decision == "refuse":
             if offer.state == "waiting":
                 self.inbox.refuse(
                     offer.hash, code=verdict.code, who=POLICY, why=verdict.text, now_s=self._clock()
                 )
             raise ClientError(verdict.code, verdict.text)
-        if offer.state == "refused" and offer.who != POLICY:
-            raise ClientError("plan_refused", "The site's people refused this plan.")
-        if offer.state in ("approved", "running", "done"):
-            return
-        if verdict.decision == "wait":
-            if offer.state == "refused":  # by a policy that has changed since
-                self.inbox.reconsider(offer.hash, now_s=self._clock())
+        if verdict.decision == "wait" and offer.state in ("waiting", "refused"):
+            self.inbox.reconsider(offer.hash, now_s=self._clock())  # if a policy refused it that has changed
             raise ClientError(verdict.code, verdict.text)
-        self._records.write("approved", who=POLICY, plan=offer.hash)
-        self.inbox.approve(offer.hash, who=POLICY, now_s=self._clock())
 
 
 def _open_ledger(home: SiteHome, policy: Policy) -> Ledger:

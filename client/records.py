@@ -1,0 +1,55 @@
+"""What a hospital writes into its audit log; durable on return, and before what it records happens.
+
+No patient's value goes in: hashes, numbers of rounds, rounded numbers of patients, codes and the texts
+of our own errors. If the log cannot be written, what it would record does not happen.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Protocol
+
+from client.errors import ClientError
+from client.home import SiteHome
+from conf.errors import TwinwardError
+from trust.audit import AuditLog
+
+Fact = str | int | float | bool
+
+
+class Records(Protocol):
+    """Where a hospital's door writes."""
+
+    def write(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> None:
+        """Records one thing durably; raises ClientError audit_failed."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        ...
+
+
+class AuditRecords:
+    """Records in the site's audit log."""
+
+    def __init__(self, home: SiteHome) -> None:
+        try:
+            self._log = AuditLog(home.audit)
+        except (TwinwardError, sqlite3.Error, OSError) as error:
+            raise _failed(error) from None
+
+    def write(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> None:
+        try:
+            self._log.append(kind, who=who, why=why, **facts)
+        except (TwinwardError, sqlite3.Error, OSError) as error:
+            raise _failed(error) from None
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def _failed(error: Exception) -> ClientError:
+    return ClientError(
+        "audit_failed",
+        f"The audit log cannot be written ({type(error).__name__}); nothing leaves without it.",
+    )
