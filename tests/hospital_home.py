@@ -59,9 +59,7 @@ class Coordinator:
             "round": number,
             "base": arrays_sha256(model),
         }
-        return self.ask(
-            TRAIN, RecordDict({"round": ConfigRecord(dict(request)), "model": to_record(model)})
-        )
+        return self.ask(TRAIN, RecordDict({"round": ConfigRecord(dict(request)), "model": to_record(model)}))
 
     def ask(self, kind: str, content: RecordDict) -> tuple[Answer, Arrays | None]:
         grid = LocalGrid(client.app.app, {}, [str(self.home.directory)])

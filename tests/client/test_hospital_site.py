@@ -1,0 +1,293 @@
+"""A hospital meets its own policy, ledger and gate in the ClientApp, whatever the coordinator asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from client.hospital import Hospital, close_hospitals, hospital
+from client.inbox import Inbox
+from client.ledger import Ledger
+from client.policy import Policy
+from client.records import Fact
+from client.site import rehearsing
+from link.wire import DECLARE, plan_request
+from tests.hospital_home import AUTOMATIC, Coordinator, founded, write_policy
+from trust.plan import Plan
+from trust.signing import Signer, sign_plan
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[Coordinator]:
+    with founded(tmp_path) as coordinator:
+        yield coordinator
+
+
+@pytest.fixture
+def automatic(tmp_path: Path) -> Iterator[Coordinator]:
+    with founded(tmp_path, AUTOMATIC) as coordinator:
+        yield coordinator
+
+
+def _ledger(coordinator: Coordinator) -> Ledger:
+    return Ledger(coordinator.home.ledger, ceiling_epsilon=None, delta=1e-4)
+
+
+def test_an_unsigned_plan_is_refused_and_nobody_is_bothered_with_it(automatic: Coordinator) -> None:
+    assert automatic.declare(signature="").error == "plan_unsigned"
+    assert automatic.accept(signature="").error == "plan_unsigned"
+    assert automatic.train(1, signature="")[0].error == "plan_unsigned"
+    with Inbox(automatic.home.inbox) as inbox:
+        assert inbox.all() == ()
+
+
+def test_a_plan_of_a_foreign_key_is_refused(automatic: Coordinator) -> None:
+    foreign = sign_plan(automatic.offer.to_json(), Signer.generate())
+    assert automatic.declare(signature=foreign).error == "key_refused"
+
+
+def test_a_signature_holds_for_the_very_plan_that_was_signed(automatic: Coordinator) -> None:
+    signature = sign_plan(automatic.offer.to_json(), automatic.signer)
+    other = replace(automatic.offer, rounds=2, terms=replace(automatic.offer.terms, steps=2))
+    assert automatic.declare(other, signature=signature).error == "key_refused"
+    assert automatic.accept(automatic.plan, signature=signature).error == "key_refused"
+
+
+def test_a_signature_of_an_audit_head_is_none_of_a_plan(automatic: Coordinator) -> None:
+    head = automatic.signer.sign("head", automatic.offer.to_json().encode())
+    assert automatic.declare(signature=head).error == "key_refused"
+
+
+def test_a_plan_over_the_epsilon_of_the_policy_is_refused_with_its_code(waiting: Coordinator) -> None:
+    write_policy(waiting.home, replace(AUTOMATIC, epsilon_per_plan=4.0))
+    assert waiting.declare().error == "epsilon_refused"
+    with Inbox(waiting.home.inbox) as inbox:
+        (offer,) = inbox.all()
+    assert (offer.state, offer.code, offer.who) == ("refused", "epsilon_refused", "policy")
+    assert "epsilon_per_plan" in offer.why
+
+
+def test_an_approval_does_not_overrule_the_policy(waiting: Coordinator) -> None:
+    write_policy(waiting.home, replace(AUTOMATIC, epsilon_per_plan=4.0))
+    waiting.declare()
+    _approve(waiting)
+    assert waiting.declare().error == "epsilon_refused"
+
+
+def test_a_plan_waits_for_a_person_and_runs_once_approved(waiting: Coordinator) -> None:
+    assert [waiting.declare().error for _ in range(3)] == ["awaiting_approval"] * 3
+    assert waiting.accept().error == "awaiting_approval"
+    assert waiting.train(1)[0].error == "awaiting_approval"
+    _approve(waiting)
+    said = waiting.declare()
+    assert (said.error, said.site, said.patients) == ("", "alpha", 10)
+    assert waiting.accept().error == ""
+    said, update = waiting.train(1)
+    assert said.error == ""
+    assert update is not None
+    assert list(update) == ["head.weight"]
+    with Inbox(waiting.home.inbox) as inbox:
+        assert [offer.state for offer in inbox.all()] == ["running"]
+
+
+def test_the_last_round_ends_a_plan(automatic: Coordinator) -> None:
+    automatic.declare()
+    automatic.accept()
+    for number in range(1, automatic.plan.rounds + 1):
+        assert automatic.train(number)[0].error == ""
+    with Inbox(automatic.home.inbox) as inbox:
+        assert [offer.state for offer in inbox.all()] == ["done"]
+    assert automatic.train(automatic.plan.rounds)[0].error == ""
+
+
+def test_a_plan_that_people_refused_gives_no_further_round(automatic: Coordinator) -> None:
+    automatic.declare()
+    automatic.accept()
+    assert automatic.train(1)[0].error == ""
+    with Inbox(automatic.home.inbox) as inbox:
+        inbox.refuse(automatic.offer.hash, code="plan_refused", who="dr a", why="enough", now_s=1.0)
+    assert automatic.train(2)[0].error == "plan_refused"
+    assert automatic.declare().error == "plan_refused"
+
+
+def test_after_a_restart_a_round_is_answered_with_the_same_bytes_and_charged_once(
+    automatic: Coordinator,
+) -> None:
+    automatic.declare()
+    automatic.accept()
+    _, first = automatic.train(1)
+    close_hospitals()
+    _, again = automatic.train(1)
+    assert first is not None
+    assert again is not None
+    np.testing.assert_array_equal(first["head.weight"], again["head.weight"])
+    with _ledger(automatic) as ledger:
+        (entry,) = ledger.plans()
+    assert (entry.plan_hash, entry.rounds_complete) == (automatic.plan.hash, 1)
+
+
+def test_two_hospitals_with_the_same_data_release_other_noise(tmp_path: Path) -> None:
+    updates = []
+    for name in ("one", "two"):
+        with founded(tmp_path / name, AUTOMATIC) as coordinator:
+            coordinator.declare()
+            coordinator.accept()
+            updates.append(coordinator.train(1)[1])
+    assert updates[0] is not None
+    assert updates[1] is not None
+    assert not np.array_equal(updates[0]["head.weight"], updates[1]["head.weight"])
+
+
+def test_a_life_s_budget_is_spent_once(automatic: Coordinator) -> None:
+    write_policy(automatic.home, replace(AUTOMATIC, epsilon_over_life=10.0))
+    assert automatic.declare().error == ""
+    assert automatic.accept().error == ""
+    second = replace(automatic.offer, purpose="f" * 64)
+    assert automatic.declare(second).error == "budget_exhausted"
+    assert automatic.accept(second.with_participants({"alpha": 10, "beta": 10})).error == "budget_exhausted"
+    # Asked for the first again, as a coordinator does after a crash, it is not counted twice.
+    assert automatic.declare().error == ""
+    assert automatic.train(1)[0].error == ""
+
+
+def test_an_approval_holds_for_one_plan_of_an_offer(automatic: Coordinator) -> None:
+    automatic.declare()
+    assert automatic.accept().error == ""
+    other = automatic.offer.with_participants({"alpha": 10, "beta": 15})
+    assert automatic.accept(other).error == "plan_differs"
+    with _ledger(automatic) as ledger:
+        assert [entry.plan_hash for entry in ledger.plans()] == [automatic.plan.hash]
+
+
+def test_a_plan_that_was_never_offered_is_not_accepted(automatic: Coordinator) -> None:
+    assert automatic.accept().error == "plan_unknown"
+
+
+def test_too_few_patients_refuse_even_an_approved_plan(tmp_path: Path) -> None:
+    with founded(tmp_path, replace(AUTOMATIC, minimum_patients=13)) as coordinator:
+        assert coordinator.declare().error == "too_few_patients"
+
+
+def test_a_changed_policy_holds_from_the_next_request_on(automatic: Coordinator) -> None:
+    automatic.declare()
+    automatic.accept()
+    write_policy(automatic.home, replace(AUTOMATIC, tasks=("glucose",)))
+    assert automatic.train(1)[0].error == "task_refused"
+    automatic.home.policy.write_text("[admit]\n")
+    assert automatic.train(1)[0].error == "policy_unreadable"
+    write_policy(automatic.home, AUTOMATIC)
+    assert automatic.train(1)[0].error == ""
+
+
+def test_an_offer_refused_by_the_policy_waits_again_once_the_policy_allows_it(waiting: Coordinator) -> None:
+    allowed = replace(AUTOMATIC, automatic=False)
+    write_policy(waiting.home, replace(allowed, tasks=("glucose",)))
+    assert waiting.declare().error == "task_refused"
+    write_policy(waiting.home, allowed)
+    assert waiting.declare().error == "awaiting_approval"
+
+
+def test_patients_who_arrive_during_a_plan_do_not_end_it(automatic: Coordinator) -> None:
+    automatic.declare()
+    automatic.accept()
+    path = Path(str(automatic.home.settings().data_path)) / "patients.csv"
+    table = pd.read_csv(path)
+    more = table.assign(patient_id=[f"new-{place}" for place in range(len(table))])
+    pd.concat([table, more]).to_csv(path, index=False)
+    assert automatic.train(1)[0].error == ""
+    assert automatic.declare(replace(automatic.offer, purpose="e" * 64)).patients == 25
+
+
+def test_data_that_cannot_be_read_is_told_by_a_code(automatic: Coordinator) -> None:
+    folder = Path(str(automatic.home.settings().data_path))
+    (folder / "patients.csv").write_text("patient_id,age\nalpha-00,not a number\n")
+    assert automatic.declare().error == "data_unreadable"
+    automatic.home.save(replace(automatic.home.settings(), data_path=str(folder / "none")))
+    close_hospitals()
+    assert automatic.declare().error == "data_unreadable"
+
+
+def test_a_member_that_only_receives_models_trains_nothing(automatic: Coordinator) -> None:
+    automatic.home.save(replace(automatic.home.settings(), role="receiver"))
+    assert automatic.declare().error == "plan_refused"
+
+
+def test_a_home_that_is_none_answers_with_a_code(automatic: Coordinator) -> None:
+    automatic.home.settings_path.unlink()
+    assert automatic.declare().error == "home_unreadable"
+
+
+def test_a_secret_that_others_can_read_stops_the_site(automatic: Coordinator) -> None:
+    automatic.home.secret_path.chmod(0o644)
+    assert automatic.declare().error == "home_unreadable"
+
+
+class Noted:
+    """Records in memory, of which some cannot be written."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+        self.kinds: list[str] = []
+        self.facts: list[dict[str, Fact]] = []
+
+    def write(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> None:
+        if kind == self.broken:
+            from client.errors import ClientError
+
+            raise ClientError("audit_failed", "The disk is full.")
+        self.kinds.append(kind)
+        self.facts.append(facts)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_leaves_was_recorded_before(automatic: Coordinator) -> None:
+    records = Noted()
+    with rehearsing(Hospital(automatic.home, records=records)):
+        automatic.declare()
+        automatic.accept()
+        automatic.train(1)
+        automatic.train(99)
+    assert records.kinds == ["offered", "approved", "declared", "accepted", "released", "refused"]
+    assert records.facts[4]["plan"] == automatic.plan.hash
+    assert records.facts[5]["code"] == "round_unknown"
+
+
+@pytest.mark.parametrize("broken", ["offered", "approved", "declared", "accepted", "released"])
+def test_without_its_record_nothing_leaves(automatic: Coordinator, broken: str) -> None:
+    said = []
+    with rehearsing(Hospital(automatic.home, records=Noted(broken))):
+        said = [automatic.declare(), automatic.accept(), automatic.train(1)[0]]
+    assert "audit_failed" in [answer.error for answer in said]
+    last = {"offered": 0, "approved": 0, "declared": 0, "accepted": 1, "released": 2}[broken]
+    assert said[last].error == "audit_failed"
+    assert said[last].patients == 0
+
+
+def test_a_request_that_is_no_plan_is_malformed(automatic: Coordinator) -> None:
+    assert automatic.ask(DECLARE, plan_request("{}", "x"))[0].error == "malformed"
+
+
+def test_a_hospital_is_kept_open_in_its_thread(automatic: Coordinator) -> None:
+    assert hospital(str(automatic.home.directory)) is hospital(str(automatic.home.directory))
+
+
+def _approve(coordinator: Coordinator, plan: Plan | None = None) -> None:
+    with Inbox(coordinator.home.inbox) as inbox:
+        inbox.approve((plan or coordinator.offer).offer_hash, who="dr a", why="fine", now_s=1.0)
+
+
+def test_the_default_policy_is_what_a_new_home_has(waiting: Coordinator) -> None:
+    assert (
+        hospital(str(waiting.home.directory))
+        .verdict(waiting.offer, waiting.signer.key_id, patients=12)
+        .decision
+        == "wait"
+    )
+    assert isinstance(AUTOMATIC, Policy)
