@@ -77,7 +77,13 @@ def test_every_dependency_is_pinned_by_the_constraints() -> None:
 
 
 def test_every_package_that_is_imported_is_a_dependency() -> None:
-    provided = {"yaml": "pyyaml", "hydra": "hydra-core", "google": "protobuf", "sklearn": "scikit-learn"}
+    provided = {
+        "google": "protobuf",
+        "grpc": "grpcio",
+        "hydra": "hydra-core",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+    }
     imported = set()
     for name in sources():
         if name.endswith(".py"):
