@@ -7,7 +7,9 @@ a directory it continues the run that it finds there; a finished one is read and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from flwr.app import Context, RecordDict
 
 import client.app
 import server.app
-from client.site import Part, close_sites, open_ledger, site_names, training_examples
+from client.ledger import Ledger
+from client.site import Part, close_sites, ledger_path, open_ledger, site_names, training_examples
 from conf.load import to_json
 from conf.schema import Config
 from link.flower import COORDINATOR_NODE_ID, RUN_ID
@@ -114,7 +117,8 @@ def run_federation(
         on_round: told the number and the model of each round that this call commits.
 
     Raises:
-        ServerError: no site takes part, or the directory holds a federation of other settings.
+        ServerError: no site takes part, or the directory holds a federation of other settings, or
+            a file in it is damaged or gone.
     """
     home = directory.absolute()
     part = Part(
@@ -122,9 +126,11 @@ def run_federation(
         left_out=tuple(sorted(left_out)),
         patients_limit=tuple(sorted((patients_limit or {}).items())),
     )
-    if not _finished(config, home, part):
-        _run(config, home, part, on_round)
-    return _read(config, home, part)
+    with _damage_told(home):
+        if not _finished(config, home, part):
+            _check_ledgers(config, home)
+            _run(config, home, part, on_round)
+        return _read(config, home, part)
 
 
 def run_config(config: Config, directory: Path, part: Part) -> dict[str, str | int | float | bool]:
@@ -166,6 +172,51 @@ def _finished(config: Config, directory: Path, part: Part) -> bool:
         return store.fact("final") is not None
 
 
+@contextmanager
+def _damage_told(directory: Path) -> Iterator[None]:
+    """Turns what a damaged file raises into one message that says how to go on."""
+    try:
+        yield
+    except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ServerError(
+            f"A file of the federation in {directory} is damaged ({type(error).__name__}). Remove that "
+            "folder and run again: it is trained anew, to the same model."
+        ) from error
+
+
+def _check_ledgers(config: Config, directory: Path) -> None:
+    """Refuses to go on if a site forgot a plan that it took: the others would train without it, unseen.
+
+    Raises:
+        ServerError: naming the site.
+    """
+    path = server.app.store_path(directory)
+    if not path.exists():
+        return
+    with Store(path) as store:
+        plan, sites = store.plan(), store.sites()
+        if plan is None or store.fact("accepted") is None:
+            return
+    for name in (site for site, (_, code) in sites.items() if not code):
+        if not ledger_path(directory, name).exists():
+            raise _forgotten(directory, name)
+        with open_ledger(config, directory, name) as ledger:
+            _check_remembers(ledger, plan.hash, directory, name)
+
+
+def _check_remembers(ledger: Ledger, plan_hash: str, directory: Path, site: str) -> None:
+    if plan_hash not in {entry.plan_hash for entry in ledger.plans()}:
+        raise _forgotten(directory, site)
+
+
+def _forgotten(directory: Path, site: str) -> ServerError:
+    return ServerError(
+        f"Expected the ledger of site {site!r} to know the plan that the site took; it does not, so nobody "
+        f"can say what was spent. Bring the file back, or remove {directory} and run again: it is trained anew, "
+        "to the same model."
+    )
+
+
 def _read(config: Config, directory: Path, part: Part) -> FederationResult:
     with Store(server.app.store_path(directory)) as store:
         plan, final = store.plan(), store.fact("final")
@@ -179,7 +230,7 @@ def _read(config: Config, directory: Path, part: Part) -> FederationResult:
         sha256=final,
         rounds_committed=len(rounds),
         rounds=rounds,
-        sites=_site_results(config, directory, part, sites),
+        sites=_site_results(config, directory, part, sites, plan.hash),
         noise_multiplier=plan.terms.noise_multiplier,
         plan_sha256=plan.hash,
         bytes=sum(entry.bytes_down + entry.bytes_up for entry in rounds),
@@ -210,19 +261,21 @@ def _rounds(store: Store) -> tuple[RoundResult, ...]:
 
 
 def _site_results(
-    config: Config, directory: Path, part: Part, sites: Mapping[str, tuple[int, str]]
+    config: Config, directory: Path, part: Part, sites: Mapping[str, tuple[int, str]], plan_hash: str
 ) -> dict[str, SiteResult]:
     """What became of each site; kept beside the run, so that reading it needs no patient's data."""
     path = directory / "sites.json"
     if path.exists():
         return {name: SiteResult(**entry) for name, entry in json.loads(path.read_text()).items()}
-    results = {name: _site(config, directory, part, name, *entry) for name, entry in sites.items()}
+    results = {name: _site(config, directory, part, name, plan_hash, *entry) for name, entry in sites.items()}
     text = json.dumps({name: asdict(entry) for name, entry in results.items()}, indent=1)
     write_atomically(path, text.encode())
     return results
 
 
-def _site(config: Config, directory: Path, part: Part, name: str, declared: int, code: str) -> SiteResult:
+def _site(
+    config: Config, directory: Path, part: Part, name: str, plan_hash: str, declared: int, code: str
+) -> SiteResult:
     private = config.privacy.name != "none"
     if code:
         spent = 0.0 if private else None
@@ -236,6 +289,7 @@ def _site(config: Config, directory: Path, part: Part, name: str, declared: int,
         )
     examples = training_examples(config, name, part)
     with open_ledger(config, directory, name) as ledger:
+        _check_remembers(ledger, plan_hash, directory, name)
         epsilon = ledger.spent() if private else None
     return SiteResult(
         patients=len(examples.patients),
