@@ -93,16 +93,15 @@ def watched(work: Callable[[Progress], RunResult], directory: Path) -> RunResult
 
 
 def _resume(directory: Path, *, as_json: bool) -> int:
-    from conf.load import from_yaml
-
     written = directory / "config.yaml"
     if not written.is_file():
         raise ConfigError(
             f"{directory} is no run: it has no config.yaml; runs lie in runs/ unless run.dir is given"
         )
+    from simulate.folder import configuration_of
     from simulate.run import resume
 
-    unit = from_yaml(written.read_text(encoding="utf-8")).task.unit
+    unit = configuration_of(directory).task.unit
     show(watched(lambda progress: resume(directory, progress=progress), directory), unit, as_json=as_json)
     return 0
 

@@ -7,7 +7,6 @@ record. Beside them stand the baselines, and `local`: each site alone from the p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from conf.schema import Config
 from simulate.federation import SiteResult
 from simulate.files import write_atomically
 from simulate.fold import judge_fold, train_references
-from simulate.folder import claim
+from simulate.folder import check_device, claim, held, read_json
 from simulate.outcome import Kept, Outcome, judge_all, write_outcome
 from simulate.progress import Progress, SilentProgress
 from simulate.run import RunResult, splits_of
@@ -53,11 +52,16 @@ def evaluate(model_path: Path, config: Config, *, progress: Progress | None = No
     config = replace(config, privacy=open_terms)
     task = tasks.build(config.task)
     state = read_model(model_path, config, task)
-    _claim(directory, config, arrays_sha256(state))
+    check_device(config.engine.device)
     summary = directory / "summary.json"
-    if not summary.exists():
-        _evaluate(config, task, state, model_path, directory, Steps(progress=progress or SilentProgress()))
-    return RunResult(directory=directory, summary=json.loads(summary.read_text(encoding="utf-8")))
+    if summary.exists():
+        _claim(directory, config, arrays_sha256(state))
+    else:
+        with held(directory):
+            _claim(directory, config, arrays_sha256(state))
+            steps = Steps(progress=progress or SilentProgress())
+            _evaluate(config, task, state, model_path, directory, steps)
+    return RunResult(directory=directory, summary=read_json(summary))
 
 
 def read_model(path: Path, config: Config, task: Task) -> Arrays:

@@ -212,8 +212,8 @@ def _check_remembers(ledger: Ledger, plan_hash: str, directory: Path, site: str)
 def _forgotten(directory: Path, site: str) -> ServerError:
     return ServerError(
         f"Expected the ledger of site {site!r} to know the plan that the site took; it does not, so nobody "
-        f"can say what was spent. Bring the file back, or remove {directory} and run again: it is trained anew, "
-        "to the same model."
+        f"can say what was spent. Bring the file back, or remove {directory} and run again: it is trained "
+        "anew, to the same model."
     )
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from conf.errors import ConfigError
 from conf.load import from_yaml, to_yaml
@@ -25,17 +31,81 @@ def claim(directory: Path, config: Config) -> None:
         write_atomically(data, json.dumps(fingerprint, indent=1).encode())
         write_atomically(written, to_yaml(config).encode())
         return
-    there = from_yaml(written.read_text(encoding="utf-8"))
+    there = configuration_of(directory)
     if _comparable(there) != _comparable(config):
         raise ConfigError(
             f"{directory} holds a run of another configuration (its config.yaml differs). "
             "Choose another run.dir, or continue that one with --resume."
         )
-    if data.exists() and json.loads(data.read_text(encoding="utf-8")) != fingerprint:
+    if read_json(data) != fingerprint:
         raise ConfigError(
             f"The files in {config.data.path} changed since the run in {directory} began, so its figures "
             "are not theirs. Choose another run.dir, or remove that folder."
         )
+
+
+def configuration_of(directory: Path) -> Config:
+    """The configuration with which the run in this folder was begun.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    return from_yaml(_text(directory / "config.yaml"))
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Within it, no other process works in this folder; a process that dies lets go of it.
+
+    Raises:
+        ConfigError: another process is at work there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"Another process is at work in {directory}. Wait for it, or choose another run.dir."
+            ) from None
+        yield
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that this machine does not have.
+
+    Raises:
+        ConfigError: it is cuda, and torch finds none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "engine.device=cuda: torch finds no CUDA device here; use engine.device=auto or cpu"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a run.
+
+    Raises:
+        ConfigError: it is not there, or damaged.
+    """
+    try:
+        return json.loads(_text(path))
+    except ValueError:
+        raise _damaged(path) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} is gone or damaged. Remove {path.parent} and run again, or choose another run.dir."
+    )
 
 
 def _comparable(config: Config) -> Config:

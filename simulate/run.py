@@ -13,20 +13,18 @@ where it was when the same call comes again. A finished run is read and not comp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError
-from conf.load import from_yaml
 from conf.naming import run_directory
 from conf.schema import Config
 from simulate.curves import PATIENTS, new_hospital, new_patient
 from simulate.federation import FederationResult, run_federation
 from simulate.fold import ByModel, States, global_forecasts, headline, judge_fold, train_references
-from simulate.folder import claim
+from simulate.folder import check_device, claim, configuration_of, held, read_json
 from simulate.models import headline_metrics
 from simulate.outcome import Kept, Outcome, judge_all, write_outcome
 from simulate.progress import Progress, SilentProgress
@@ -59,16 +57,21 @@ def simulate(config: Config, *, progress: Progress | None = None) -> RunResult:
         progress: is told how far the work is.
 
     Raises:
-        ConfigError: the folder holds a run of another configuration.
+        ConfigError: the folder holds a run of another configuration, or another process works there,
+            or the device is not there.
         DataError: the sites' data cannot be read, or do not fit the task.
     """
     directory = run_directory(config)
     config = replace(config, run=replace(config.run, dir=str(directory)))
-    claim(directory, config)
+    check_device(config.engine.device)
     summary = directory / "summary.json"
-    if not summary.exists():
-        _Simulation(config, directory, Steps(progress=progress or SilentProgress())).run()
-    return RunResult(directory=directory, summary=json.loads(summary.read_text(encoding="utf-8")))
+    if summary.exists():
+        claim(directory, config)
+    else:
+        with held(directory):
+            claim(directory, config)
+            _Simulation(config, directory, Steps(progress=progress or SilentProgress())).run()
+    return RunResult(directory=directory, summary=read_json(summary))
 
 
 def resume(directory: Path, *, progress: Progress | None = None) -> RunResult:
@@ -80,7 +83,7 @@ def resume(directory: Path, *, progress: Progress | None = None) -> RunResult:
     written = directory / "config.yaml"
     if not written.is_file():
         raise ConfigError(f"{directory} holds no run: expected a config.yaml in it")
-    config = from_yaml(written.read_text(encoding="utf-8"))
+    config = configuration_of(directory)
     return simulate(replace(config, run=replace(config.run, dir=str(directory))), progress=progress)
 
 

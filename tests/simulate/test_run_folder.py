@@ -1,0 +1,73 @@
+"""The folder of a run: one process at a time, and a message where a file of it is gone or damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conf.errors import ConfigError
+from conf.schema import Config
+from simulate.folder import check_device, claim, configuration_of, held
+from tests.heart_hospitals import settings, write_folder
+
+ROOT = Path(__file__).parents[2]
+HOLDER = """
+import sys
+from pathlib import Path
+from simulate.folder import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return settings(write_folder(tmp_path / "hospitals"))
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone_even_by_kill(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="Another process"), held(tmp_path / "run"):
+            pass
+        other.kill()
+    with held(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json"])
+def test_a_damaged_file_gives_one_message(config: Config, tmp_path: Path, name: str) -> None:
+    claim(tmp_path / "run", config)
+    (tmp_path / "run" / name).write_bytes(b"\xff\x00 no text")
+    with pytest.raises(ConfigError, match="damaged"):
+        claim(tmp_path / "run", config)
+
+
+def test_a_run_whose_data_nobody_knows_any_more_does_not_go_on(config: Config, tmp_path: Path) -> None:
+    claim(tmp_path / "run", config)
+    (tmp_path / "run" / "data.json").unlink()
+    with pytest.raises(ConfigError, match="gone"):
+        claim(tmp_path / "run", config)
+
+
+def test_the_configuration_of_a_run_reads_back(config: Config, tmp_path: Path) -> None:
+    claim(tmp_path / "run", config)
+    assert configuration_of(tmp_path / "run") == config
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="CUDA"):
+        check_device("cuda")
+    check_device("cpu")
