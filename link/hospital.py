@@ -259,7 +259,7 @@ class HospitalLink:
         options: list[tuple[str, int | str]] = [
             *channel_options(settings.limits),
             ("grpc.use_local_subchannel_pool", 1),  # an attempt begins anew, with no wait of its own
-            ("grpc.enable_http_proxy", int(settings.proxy == ENVIRONMENT)),
+            ("grpc.enable_http_proxy", int(bool(settings.proxy))),
         ]
         if settings.proxy not in ("", ENVIRONMENT):
             options.append(("grpc.http_proxy", settings.proxy))
