@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.errors import ServerError
 from server.members import Members
+from server.record import Record
 from trust.authority import Authority, issued_by, request_key
 from trust.digest import sha256
 from trust.enrolment import EnrolmentRefused, EnrolRequest, Refusal, Welcome
@@ -32,12 +33,6 @@ MEMBER_DAYS: Final = 90
 RENEW: Final = "renew"
 LEAVE: Final = "leave"
 """Kinds of request on a hospital's stream; payloads: a signing request in PEM, a reason in UTF-8."""
-
-
-class Record(Protocol):
-    """Writes down who did what, durably on return; `trust.audit.AuditLog.append` is one."""
-
-    def __call__(self, kind: str, *, who: str, why: str = "", **facts: str | int) -> object: ...
 
 
 class EnrolmentDesk:
@@ -109,21 +104,32 @@ class EnrolmentDesk:
             raise EnrolmentRefused("no_member", f"{identity.name!r} is no active member.") from None
         self._record("site_left", who=identity.name, why=why)
 
-    def serve(self, kind: str, identity: Identity, payload: bytes) -> bytes:
+    def serve(self, kind: str, site: str, payload: bytes) -> bytes:
         """The answer to a request on a member's stream; a refusal is an answer too.
 
+        Args:
+            kind: RENEW or LEAVE.
+            site: the name in the certificate that the member has shown, with the role that it has.
+
         Raises:
-            ServerError: a kind that is not RENEW or LEAVE.
+            ServerError: another kind.
         """
         if kind not in (RENEW, LEAVE):
             raise ServerError(f"Expected a request of kind {RENEW} or {LEAVE}; {kind[:40]!r} came.")
         try:
+            identity = self._member(site)
             if kind == RENEW:
                 return self.renew(identity, payload).to_bytes()
             self.leave(identity, payload[:1000].decode(errors="replace"))
         except EnrolmentRefused as refused:
             return Refusal(code=refused.code, text=refused.text).to_bytes()
         return b""
+
+    def _member(self, name: str) -> Identity:
+        member = self._members.member(name)
+        if member is None:
+            raise EnrolmentRefused("no_member", f"{name!r} is no member of this federation.")
+        return Identity(federation=self._authority.federation, role=member.role, name=name)
 
     def _enrol(self, request: EnrolRequest) -> Welcome:
         now, csr = self._clock(), request.csr_pem.encode()

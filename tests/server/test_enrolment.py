@@ -198,29 +198,31 @@ def test_a_member_renews_on_its_stream_and_a_stranger_or_former_member_does_not(
     read_answer(raw_call(net, request(invitation, csr_pem=csr.decode()).to_bytes()))
     north = Identity(federation="net", role="site", name="north")
     net.clock.ahead(days=70)
-    welcome = read_answer(net.desk.serve("renew", north, csr))
+    welcome = read_answer(net.desk.serve("renew", "north", csr))
     assert net.door.admit(welcome.certificate_pem.encode()) == north
     end = load_certificate(welcome.certificate_pem.encode()).not_valid_after_utc
     assert (end - net.clock()).days in (89, 90)
     for stranger in (replace(north, name="south"), replace(north, role="operator")):
         with pytest.raises(EnrolmentRefused, match="no_member"):
-            read_answer(net.desk.serve("renew", stranger, csr))
+            net.desk.renew(stranger, csr)
+    with pytest.raises(EnrolmentRefused, match="no_member"):
+        read_answer(net.desk.serve("renew", "south", csr))
     with pytest.raises(EnrolmentRefused, match="request_invalid"):
-        read_answer(net.desk.serve("renew", north, b"text"))
-    assert net.desk.serve("leave", north, b"moved") == b""
+        read_answer(net.desk.serve("renew", "north", b"text"))
+    assert net.desk.serve("leave", "north", b"moved") == b""
     assert ("site_left", "north", "moved") in net.recorded
     with pytest.raises(EnrolmentRefused, match="no_member"):
-        read_answer(net.desk.serve("renew", north, csr))
+        read_answer(net.desk.serve("renew", "north", csr))
     with pytest.raises(EnrolmentRefused, match="no_member"):
-        read_answer(net.desk.serve("leave", north, b""))
+        read_answer(net.desk.serve("leave", "north", b""))
     with pytest.raises(ServerError, match="kind"):
-        net.desk.serve("delete", north, b"")
+        net.desk.serve("delete", "north", b"")
 
 
 def test_a_renewal_cannot_change_the_name(net: Founded) -> None:
     read_answer(raw_call(net, request(net.invite()).to_bytes()))
     north = Identity(federation="net", role="site", name="north")
-    welcome = read_answer(net.desk.serve("renew", north, signing_request(new_key(), "founder")))
+    welcome = read_answer(net.desk.serve("renew", "north", signing_request(new_key(), "founder")))
     assert identity_of(welcome.certificate_pem.encode()) == north
 
 
@@ -267,7 +269,8 @@ def test_a_gibibyte_before_authentication_costs_the_coordinator_no_memory(
         before = memory_kib(server.pid, "VmRSS")
         taken = flood(port, length)
         assert taken < GIB, "the listener took it all"
-        assert memory_kib(server.pid, "VmHWM") - before < 32 << 10
+        # Usually 10 MiB: gRPC's buffers of what came before it closed the stream.
+        assert memory_kib(server.pid, "VmHWM") - before < GIB // 8 // 1024
         assert server.poll() is None
     finally:
         server.kill()
