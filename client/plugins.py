@@ -27,14 +27,15 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, EntryPoint, PackagePath, entry_points
 from pathlib import PurePosixPath
 from types import CodeType, ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from client.errors import ClientError
 from conf import schema
 from trust.plan import Plan
-from twin import models, tasks
-from twin.models.network import Network
-from twin.tasks.protocol import Task
+
+if TYPE_CHECKING:  # listing plug-ins needs no torch
+    from twin.models.network import Network
+    from twin.tasks.protocol import Task
 
 TASKS: Final = "twinward.tasks"
 MODELS: Final = "twinward.models"
@@ -89,6 +90,8 @@ def build_task(config: schema.Task, pins: Mapping[str, str]) -> Task:
     Raises:
         ClientError: plugin_refused.
     """
+    from twin import tasks
+
     if config.name in OUR_TASKS:
         return tasks.build(config)
     task: Task = _load(TASKS, config.name, pins)(config)
@@ -101,6 +104,8 @@ def build_model(config: schema.Model, task: Task, pins: Mapping[str, str]) -> Ne
     Raises:
         ClientError: plugin_refused.
     """
+    from twin import models
+
     if config.name in OUR_MODELS:
         return models.build(config, task)
     network: Network = _load(MODELS, config.name, pins)(config, task)
