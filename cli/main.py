@@ -23,6 +23,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data check": ("cli.data", "say what is wrong with a federation folder and what it holds"),
     "data convert": ("cli.data", "turn published recordings into a federation folder"),
     "privacy plan": ("cli.privacy", "say before training what a schedule costs and who can be heard"),
+    "coordinator init": ("cli.membership", "found a federation: authority, signing key, first operator"),
+    "coordinator invite": ("cli.membership", "print an invitation for one hospital"),
+    "coordinator sites": ("cli.membership", "list members, operators and open invitations"),
+    "coordinator revoke": ("cli.membership", "end a membership at once, or an invitation"),
+    "coordinator operator": ("cli.membership", "make key and certificate of an operator"),
+    "coordinator trust-pki": ("cli.membership", "take certificates of a hospital's own authority"),
+    "site join": ("cli.joining", "join a federation with an invitation"),
+    "site leave": ("cli.joining", "leave the federation; key and certificate are destroyed"),
 }
 
 
@@ -41,6 +49,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"twinward: {where}{error.strerror or error}. Is run.dir a place to write to?", file=sys.stderr)
         return 1
 
 

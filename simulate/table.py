@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,16 @@ def show(
     names = {metric for model in summary["metrics"].values() for metric in model}
     if names:
         console.print(_models(summary, names, unit, roomy=console.width >= _ROOMY))
+        if any(figures.get(name, {}).get("value") is None for figures, name in _shown(summary, names)):
+            console.print("–: has no meaning here, or no figure at one of the hospitals\n", soft_wrap=True)
         console.print(_sites(summary, headline_metrics(names)[0], unit))
     console.print(_privacy(summary))
     if report is not None:
         console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+
+
+def _shown(summary: Mapping[str, Any], names: set[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    return product(summary["metrics"].values(), headline_metrics(names))
 
 
 def _models(summary: Mapping[str, Any], names: set[str], unit: str, *, roomy: bool) -> Table:
@@ -75,7 +82,8 @@ def _sites(summary: Mapping[str, Any], metric: str, unit: str) -> Table:
     table = Table(title=f"Each hospital: {_heading(metric, unit)}", **_LOOK)
     models = [model for model in _AT_SITES if model in summary["metrics"]]
     table.add_column("hospital")
-    table.add_column("patients", justify="right")
+    trained = summary["rounds"]["planned"] > 0
+    table.add_column("patients trained on" if trained else "patients", justify="right")
     for model in models:
         table.add_column(model, justify="right")
     by_site = summary["metrics_by_site"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from client.site import site_examples, site_names
 from conf.schema import Config
 from simulate.baselines import LinearData, linear_data
+from twin.errors import DataError
 from twin.halves import halves
 from twin.personal.bayes import PathTask
 from twin.splits import Split
@@ -56,8 +57,19 @@ class Ward:
 
 
 def open_wards(config: Config, task: Task) -> dict[str, Ward]:
-    """All sites of a configuration by name."""
-    return {name: _ward(name, site_examples(config, name), task) for name in site_names(config)}
+    """All sites of a configuration by name.
+
+    Raises:
+        DataError: no site has anything to learn from or to judge with.
+    """
+    wards = {name: _ward(name, site_examples(config, name), task) for name in site_names(config)}
+    if not any(len(ward.examples) for ward in wards.values()):
+        raise DataError(
+            f"Expected at one site at least something for task={config.task.name} to learn from; found "
+            f"nothing at {', '.join(wards)}. `twinward data check` says what the sites hold; task= chooses "
+            "another task."
+        )
+    return wards
 
 
 def _ward(name: str, examples: Examples, task: Task) -> Ward:

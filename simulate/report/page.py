@@ -148,7 +148,7 @@ def _site_plots(data: ReportData, metrics: Sequence[str]) -> list[tuple[str, lis
 def _difference_plot(data: ReportData, metric: str) -> tuple[str, Markup]:
     dots = [
         Dot(
-            label=f"{difference.model} − {difference.baseline}",
+            label=f"{label(difference.model)} − {label(difference.baseline)}",
             css="c-federation",
             interval=difference.interval,
         )

@@ -160,3 +160,11 @@ def test_checking_a_sound_folder_succeeds(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "north" in answer.stdout
     assert "south" in answer.stdout
+
+
+def test_a_place_that_cannot_be_written_is_said_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = twinward("simulate", "sites=2", f"run.dir={tmp_path / 'file' / 'run'}")
+    assert answer.returncode == 1
+    assert "Not a directory. Is run.dir a place to write to?" in answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -47,6 +47,12 @@ def test_it_shows_figures_with_intervals_privacy_and_the_path_of_the_report() ->
     assert "runs/first/report.html" in text
 
 
+def test_a_dash_is_explained_and_patients_are_those_that_trained() -> None:
+    assert "–: has no meaning here, or no figure at one of the hospitals" in printed()
+    assert "patients trained on" in " ".join(printed().split())
+    assert "trained on" not in printed(rounds=0)
+
+
 def test_it_shows_mmol_per_litre_to_who_asks_for_it() -> None:
     text = printed("mmol/L")
     assert "1.00 (0.50–1.50)" in text
