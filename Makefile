@@ -22,8 +22,9 @@ help:
 simulate: $(STAMP)
 	$(VENV)/bin/twinward simulate $(ARGS)
 
+# A file's tests stay in one process, which makes what they share (a run, a wheel, read recordings) once.
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

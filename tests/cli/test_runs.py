@@ -16,8 +16,6 @@ import pytest
 from conf.load import from_yaml, load
 from conf.naming import run_directory
 
-pytestmark = pytest.mark.xdist_group("whole runs")  # one process shares the run that all look at
-
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "sites=2",

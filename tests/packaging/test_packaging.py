@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one process builds it for all
-
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = PROJECT["tool"]["importlinter"]["root_packages"]

@@ -22,8 +22,6 @@ from simulate.run import RunResult, resume, simulate
 from tests.heart_hospitals import SITES, write_folder
 from tests.records import virtual, write_sites
 
-pytestmark = pytest.mark.xdist_group("simulated runs")  # one process shares the run that all look at
-
 SMALL = {
     "sites": 3,
     "data.patients_per_site": 10,
