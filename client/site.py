@@ -29,6 +29,7 @@ from client.ledger import Ledger
 from client.trainer import trainable
 from conf.load import from_json, to_json
 from conf.schema import Config
+from privacy.accounting import GaussianRelease, epsilon
 from privacy.noise import site_secret_from_seed
 from trust.plan import round_patients
 from twin import connectors, models, tasks
@@ -142,6 +143,12 @@ def site_examples(config: Config, site: str) -> Examples:
     return _data(_data_key(config))[1][site]
 
 
+def forget_data() -> None:
+    """Reads the sites' data anew when they are next asked for; they are kept in memory otherwise."""
+    _data.cache_clear()
+    connectors.forget()
+
+
 def training_examples(config: Config, site: str, part: Part) -> Examples:
     """The windows of a site's training patients, with `patients` naming those patients alone.
 
@@ -171,8 +178,18 @@ def ledger_path(directory: Path, site: str) -> Path:
 
 def open_ledger(config: Config, directory: Path, site: str) -> Ledger:
     """The ledger of a simulated site, whose ceiling is what the run may cost."""
-    ceiling = config.privacy.epsilon if config.privacy.name != "none" else None
-    return Ledger(ledger_path(directory, site), ceiling_epsilon=ceiling, delta=config.privacy.delta)
+    return Ledger(ledger_path(directory, site), ceiling_epsilon=_ceiling(config), delta=config.privacy.delta)
+
+
+def _ceiling(config: Config) -> float | None:
+    privacy = config.privacy
+    if privacy.name == "none" or privacy.noise_multiplier is None:
+        return privacy.epsilon
+    steps = config.rounds * config.strategy.local_steps
+    schedule = GaussianRelease(
+        noise_multiplier=privacy.noise_multiplier, sampling_rate=privacy.sampling_rate, steps=steps
+    )
+    return epsilon([schedule], privacy.delta)
 
 
 def open_site(context: Context, asked: Asked | None = None) -> OpenSite:

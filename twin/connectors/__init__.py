@@ -27,6 +27,11 @@ def open_sites(config: Config) -> tuple[Site, ...]:
     return _open(json.dumps(asdict(config.data), sort_keys=True), chosen, config.seed)
 
 
+def forget() -> None:
+    """Reads hospitals anew when they are next opened: their files may have changed."""
+    _open.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def _open(data_json: str, chosen_json: str, seed: int) -> tuple[Site, ...]:
     data, chosen = Data(**json.loads(data_json)), json.loads(chosen_json)
