@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from client.site import forget_data
 from conf.errors import ConfigError
 from conf.load import from_yaml, to_yaml
 from conf.schema import Config
@@ -27,6 +28,7 @@ def claim(directory: Path, config: Config) -> None:
     """
     written, data = directory / "config.yaml", directory / "data.json"
     fingerprint = _fingerprint(config)
+    _forget_changed(config, fingerprint)
     if not written.exists():
         write_atomically(data, json.dumps(fingerprint, indent=1).encode())
         write_atomically(written, to_yaml(config).encode())
@@ -106,6 +108,18 @@ def _damaged(path: Path) -> ConfigError:
     return ConfigError(
         f"{path} is gone or damaged. Remove {path.parent} and run again, or choose another run.dir."
     )
+
+
+# What the files of a federation folder were when this process last began a run on them.
+_SEEN: dict[str, dict[str, str]] = {}
+
+
+def _forget_changed(config: Config, fingerprint: dict[str, str]) -> None:
+    """A notebook lives long: data that was read before it changed must not pass for what is there now."""
+    path = config.data.path
+    if path is not None and _SEEN.get(path) != fingerprint:
+        forget_data()
+        _SEEN[path] = fingerprint
 
 
 def _comparable(config: Config) -> Config:

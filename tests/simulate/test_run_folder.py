@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from client.site import site_examples
 from conf.errors import ConfigError
 from conf.schema import Config
 from simulate.folder import check_device, claim, configuration_of, held
@@ -71,3 +72,14 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(monkeypatch: pyte
     with pytest.raises(ConfigError, match="CUDA"):
         check_device("cuda")
     check_device("cpu")
+
+
+def test_data_that_changed_between_two_runs_of_one_process_is_read_anew(
+    config: Config, tmp_path: Path
+) -> None:
+    claim(tmp_path / "first", config)
+    assert len(site_examples(config, "alpha")) == 12
+    path = Path(str(config.data.path)) / "alpha" / "patients.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+    claim(tmp_path / "second", config)
+    assert len(site_examples(config, "alpha")) == 10
