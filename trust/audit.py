@@ -1,0 +1,342 @@
+"""An audit log: who did what, when and why; only ever extended, and durable when `append` returns.
+
+The records are the leaves of the tree of RFC 6962 (trust/merkle.py), in one SQLite file together
+with the nodes of that tree and its head. Whoever holds an earlier head of the log can be shown, with
+some hashes, that today's log begins with what they saw; a log that was rewritten cannot show it.
+
+Group commit: threads that append at the same time share one transaction and one fsync, which is what
+a record costs. Several processes may hold one log. Each transaction begins with the write lock and
+compares the tree in memory with the head on disk.
+
+What it is not: a log that its owner cannot cut. It is heads at the others that show a cut
+(trust/witness.py, docs/audit.md). SQLite must not be used across a fork: open the log after it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+from trust.errors import TrustError
+from trust.heads import Head, SignedHead
+from trust.kinds import KINDS
+from trust.merkle import EMPTY_ROOT, Frontier, consistency_proof, leaf_hash, peaks, root
+from trust.signing import Signer
+
+Fact = str | int | float | bool
+
+VERSION: Final = 1
+TABLES: Final = {
+    "records": "CREATE TABLE records (number INTEGER PRIMARY KEY, record TEXT NOT NULL, hash BLOB NOT NULL)"
+    " STRICT",
+    "nodes": "CREATE TABLE nodes (place INTEGER PRIMARY KEY, hash BLOB NOT NULL) STRICT",
+    "head": "CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL,"
+    " root BLOB NOT NULL) STRICT",
+    "heads": "CREATE TABLE heads (whose TEXT NOT NULL, peer TEXT NOT NULL, size INTEGER NOT NULL,"
+    " root TEXT NOT NULL, time REAL NOT NULL, key TEXT NOT NULL, signature TEXT NOT NULL,"
+    " PRIMARY KEY (whose, peer)) STRICT",
+}
+_WAIT_S: Final = 60.0
+_LONGEST_WHY: Final = 2000
+_LONGEST_FACT: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One record of a log: what (`kind`), who, why, when (UTC, ISO 8601) and its facts."""
+
+    number: int
+    kind: str
+    who: str
+    why: str
+    time: str
+    facts: dict[str, Fact]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A record that waits to be committed."""
+
+    body: dict[str, Any]
+    number: int = -1
+    done: bool = False
+    error: BaseException | None = None
+
+
+class AuditLog:
+    """The log in the file `path`; threads may share it."""
+
+    def __init__(
+        self, path: str | Path, *, signer: Signer | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Opens the log, or begins one that this user alone may read.
+
+        Args:
+            signer: signs heads; without it none are given out.
+            clock: seconds since 1970.
+
+        Raises:
+            TrustError: the file is something else, or its tree does not fit its head.
+        """
+        self._path, self._signer, self._clock = Path(path).absolute(), signer, clock
+        self._process = os.getpid()
+        self._queue: list[_Entry] = []
+        self._queue_lock, self._lock = threading.Lock(), threading.RLock()
+        with self._faults("opened"):
+            self._db = opened(self._path, "FULL")
+            self._tree = self._load()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file; everything that was appended is on disk."""
+        with self._lock:
+            self._db.close()
+
+    @property
+    def size(self) -> int:
+        """How many records the log has, with those of other processes."""
+        return self.head().size
+
+    def append(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> int:
+        """Adds a record; on disk when this returns.
+
+        Args:
+            kind: one of trust.kinds.KINDS.
+            who: a person, a member or a key; never a patient.
+            why: reason in words; cut after 2,000 characters.
+            facts: those that the kind may carry.
+
+        Returns:
+            The record's number, from 0.
+
+        Raises:
+            TrustError: the kind or a fact is not allowed, or the log cannot be written; then what it
+                would record must not happen.
+        """
+        entry = _Entry(_body(kind, who, why, facts, self._clock()))
+        self._refuse_forked()  # before a lock that another thread may have held at the fork
+        with self._queue_lock:
+            self._queue.append(entry)
+        with self._lock:  # whoever gets it first commits for all who wait
+            if not entry.done:
+                self._commit_queue()
+        if entry.error is not None:
+            raise TrustError(
+                f"The audit log {self._path.name} cannot be written ({entry.error}); nothing that it"
+                " would record may happen."
+            ) from entry.error
+        return entry.number
+
+    def head(self) -> Head:
+        """What the log is now."""
+        with self._lock, self._faults("read"):
+            size, found = self._db.execute("SELECT size, root FROM head").fetchone()
+        return Head(size=size, root=found.hex(), time=float(self._clock()))
+
+    def signed_head(self) -> SignedHead:
+        """What the log is now, with the owner's signature; raises TrustError without a signer."""
+        if self._signer is None:
+            raise TrustError("Expected a signing key: this log was opened without one.")
+        return self.head().signed(self._signer)
+
+    def root_at(self, size: int) -> str:
+        """Root of the first `size` records; raises TrustError if there are fewer."""
+        self._check_size(size)
+        with self._lock, self._faults("read"):
+            return root(size, self._node).hex()
+
+    def proof(self, old_size: int, new_size: int) -> list[bytes]:
+        """What shows that the log at `new_size` begins with the log at `old_size`.
+
+        Raises:
+            TrustError: not 0 <= old_size <= new_size <= size.
+        """
+        self._check_size(new_size)
+        with self._lock, self._faults("read"):
+            return consistency_proof(old_size, new_size, self._node)
+
+    def records(self, first: int = 0, *, kinds: Collection[str] = ()) -> Iterator[Record]:
+        """Records from the number `first` on; of these kinds only, where some are named."""
+        chosen = f" AND json_extract(record, '$.kind') IN ({','.join('?' * len(kinds))})" if kinds else ""
+        query = f"SELECT record FROM records WHERE number >= ?{chosen} ORDER BY number LIMIT 500"
+        while True:
+            with self._lock, self._faults("read"):
+                rows = self._db.execute(query, (first, *kinds)).fetchall()
+            if not rows:
+                return
+            found = [Record(**json.loads(row[0])) for row in rows]
+            yield from found
+            first = found[-1].number + 1
+
+    def last(self, *kinds: str) -> Record | None:
+        """The newest record of one of these kinds."""
+        chosen = f"json_extract(record, '$.kind') IN ({','.join('?' * len(kinds))})"
+        query = f"SELECT record FROM records WHERE {chosen} ORDER BY number DESC LIMIT 1"
+        with self._lock, self._faults("read"):
+            row = self._db.execute(query, kinds).fetchone()
+        return None if row is None else Record(**json.loads(row[0]))
+
+    def _commit_queue(self) -> None:
+        with self._queue_lock:
+            batch, self._queue = self._queue, []
+        try:
+            self._commit([entry.body for entry in batch])
+        except BaseException as error:
+            for entry in batch:  # they are in no queue any more: who waits must not take it for done
+                entry.error, entry.done = error, True
+            if not isinstance(error, Exception):
+                raise
+            return
+        first = self._tree.size - len(batch)
+        for place, entry in enumerate(batch):
+            entry.number, entry.done = first + place, True
+
+    def _commit(self, bodies: Sequence[dict[str, Any]]) -> None:
+        with transaction(self._db) as sql:
+            size, found = sql.execute("SELECT size, root FROM head").fetchone()
+            if (size, found) != (self._tree.size, self._tree.root()):
+                self._tree = self._load()  # another process has appended
+            tree = self._tree.copy()
+            rows, nodes = [], []
+            for body in bodies:
+                text = canonical({**body, "number": tree.size})
+                leaf = leaf_hash(text.encode())
+                rows.append((tree.size, text, leaf))
+                nodes += [(place(level, index), value) for level, index, value in tree.add(leaf)]
+            sql.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
+            sql.executemany("INSERT INTO nodes VALUES (?, ?)", nodes)
+            sql.execute("UPDATE head SET size = ?, root = ?", (tree.size, tree.root()))
+        self._tree = tree
+
+    def _load(self) -> Frontier:
+        """The tree as it is on disk; raises TrustError if it does not fit the head."""
+        size, found = self._db.execute("SELECT size, root FROM head").fetchone()
+        tree = Frontier(size, [self._node(level, index) for level, index in peaks(size)])
+        last = self._db.execute("SELECT COALESCE(MAX(number), -1) FROM records").fetchone()[0]
+        if tree.root() != found or last != size - 1:
+            raise TrustError(f"{self._path.name} is damaged: run `twinward audit verify {self._path}`.")
+        return tree
+
+    def _node(self, level: int, index: int) -> bytes:
+        table, column = ("nodes", "place") if level else ("records", "number")
+        key = place(level, index) if level else index
+        row = self._db.execute(f"SELECT hash FROM {table} WHERE {column} = ?", (key,)).fetchone()
+        if row is None:
+            raise TrustError(f"{self._path.name} is damaged: run `twinward audit verify {self._path}`.")
+        return bytes(row[0])
+
+    def _check_size(self, size: int) -> None:
+        if not 0 <= size <= (now := self.size):
+            raise TrustError(f"Expected a size from 0 to {now}, which the log has; {size} came.")
+
+    def _refuse_forked(self) -> None:
+        if self._process != os.getpid():
+            raise TrustError(f"{self._path.name} was open when this process was forked; open it after.")
+
+    @contextmanager
+    def _faults(self, done: str) -> Iterator[None]:
+        """Turns errors of the file into ours."""
+        try:
+            self._refuse_forked()
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise TrustError(f"The audit log {self._path.name} cannot be {done} ({error}).") from error
+
+
+def canonical(record: dict[str, Any]) -> str:
+    """The one text of a record, over which it is hashed."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def place(level: int, index: int) -> int:
+    """A number of its own for each whole subtree: its place if the tree is read from left to right."""
+    return (2 * index + 1 << level) - 1
+
+
+def opened(path: Path, synchronous: str) -> sqlite3.Connection:
+    """A connection to the file of a log, which is made if it is absent; raises sqlite3.Error."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        # An existing file is not even opened: closing it would drop this process's locks on it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        with transaction(connection) as sql:
+            version = sql.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0 and not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                for statement in TABLES.values():
+                    sql.execute(statement)
+                sql.execute("INSERT INTO head VALUES (0, 0, ?)", (EMPTY_ROOT,))
+                sql.execute(f"PRAGMA user_version = {VERSION}")
+            elif version != VERSION:
+                raise sqlite3.DatabaseError(f"expected an audit log of version {VERSION}, found {version}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """One transaction that begins with the write lock."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk may have ended it already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _body(kind: str, who: str, why: str, facts: dict[str, Fact], time_s: float) -> dict[str, Any]:
+    if kind not in KINDS:
+        raise TrustError(f"Expected a kind of record that trust/kinds.py lists; {kind!r} came.")
+    unknown = sorted(set(facts) - KINDS[kind])
+    if unknown:
+        raise TrustError(
+            f"A record {kind!r} may carry {sorted(KINDS[kind])}, not {unknown} (trust/kinds.py)."
+        )
+    wrong = sorted(name for name, value in facts.items() if not _is_fact(value))
+    if wrong or not isinstance(who, str) or not 0 < len(who) <= _LONGEST_FACT:
+        raise TrustError(
+            f"Expected who and every fact as text of at most {_LONGEST_FACT} characters, a number or a"
+            f" truth value; at fault: {wrong or ['who']}."
+        )
+    when = datetime.fromtimestamp(time_s, tz=UTC).isoformat(timespec="microseconds")
+    cut = why if len(why) <= _LONGEST_WHY else why[: _LONGEST_WHY - 1] + "…"
+    return {
+        "kind": kind,
+        "who": who,
+        "why": cut,
+        "time": when,
+        "facts": {name: _plain(value) for name, value in facts.items()},
+    }
+
+
+def _plain(value: Fact) -> Fact:
+    """The fact as JSON can hold it: an infinite epsilon becomes the text inf."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_fact(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_FACT
+    return isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**63)
