@@ -20,6 +20,9 @@ from trust.digest import Arrays, arrays_from_bytes, sha256
 from trust.errors import TrustError
 
 VERSION = 1
+FETCH = "model"
+"""Kind of call with which a member fetches the current model of a task; see `fetch_request`."""
+
 HEAD_LIMIT_BYTES = 1_000_000
 
 Sign = Callable[[bytes], str]
@@ -119,6 +122,28 @@ def unpack(package: bytes, verify: Verify) -> tuple[Card, Arrays]:
     if len(model) != card.size_bytes or sha256(model) != card.sha256:
         raise TrustError("Expected the model that its card names; the bytes have another SHA-256.")
     return card, arrays_from_bytes(model)
+
+
+def fetch_request(task: str, held_sha256: str = "") -> bytes:
+    """The payload of a call of kind FETCH; the answer is a package, empty if there is nothing new.
+
+    Args:
+        held_sha256: of the model that the member has; empty if it has none.
+    """
+    return json.dumps({"task": task, "held": held_sha256}).encode()
+
+
+def read_fetch_request(payload: bytes) -> tuple[str, str]:
+    """Task and SHA-256 in a request of `fetch_request`.
+
+    Raises:
+        TrustError: it is of another form.
+    """
+    text = payload[:1000].decode(errors="replace")
+    data = _object(text, "a request for a model")
+    if set(data) != {"task", "held"} or not all(isinstance(value, str) for value in data.values()):
+        raise TrustError("Expected the texts task and held in a request for a model.")
+    return data["task"], data["held"]
 
 
 def _object(text: str, what: str) -> dict[str, Any]:
