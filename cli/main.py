@@ -29,6 +29,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "coordinator revoke": ("cli.membership", "end a membership at once, or an invitation"),
     "coordinator operator": ("cli.membership", "make key and certificate of an operator"),
     "coordinator trust-pki": ("cli.membership", "take certificates of a hospital's own authority"),
+    "coordinator serve": ("cli.coordinator", "run a coordinator"),
+    "coordinator launch": ("cli.coordinator", "offer a plan to the hospitals and train it"),
+    "coordinator runs": ("cli.coordinator", "list all runs"),
+    "coordinator status": ("cli.coordinator", "say how far a run is, and what each site says to it"),
+    "coordinator watch": ("cli.coordinator", "follow a run until it ends"),
+    "coordinator begin": ("cli.coordinator", "begin a run with the sites that have taken its plan"),
+    "coordinator pause": ("cli.coordinator", "halt a run; nothing is lost"),
+    "coordinator resume": ("cli.coordinator", "go on with a run that was paused or has failed"),
+    "coordinator stop": ("cli.coordinator", "end a run for good"),
+    "coordinator models": ("cli.coordinator", "list all models with their lineage"),
+    "coordinator promote": ("cli.coordinator", "make a model the one that members fetch"),
     "site join": ("cli.joining", "join a federation with an invitation"),
     "site leave": ("cli.joining", "leave the federation; key and certificate are destroyed"),
 }
@@ -37,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nobody is told that a hospital trains
+    import_module("link")  # before anything imports gRPC: it leaves TLS 1.3 alone
     words = list(sys.argv[1:] if words is None else words)
     _log_to_stderr()
     try:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import Final, NoReturn
 
-from flwr.app import Message
+from link import tls  # before grpc, which flwr imports: see link/__init__.py
 
+from flwr.app import Message  # isort: skip
 from client.errors import ClientError
 from client.home import SiteHome
-from link.errors import CallRefused, LinkError
+from link.errors import LinkError
 from link.hospital import HospitalLink, HospitalSettings, State
 from link.listener import NOT_ADMITTED, REVOKED
-from link.tls import Credentials
 from trust.keys import read_private
 
 CONNECT_S: Final = 20.0
 ANSWER_S: Final = 30.0
 
 
-def credentials_of(home: SiteHome) -> Credentials:
+def credentials_of(home: SiteHome) -> tls.Credentials:
     """What a site shows, and whom it believes, as its files say now.
 
     Raises:
@@ -32,7 +33,7 @@ def credentials_of(home: SiteHome) -> Credentials:
         raise ClientError(
             "home_unreadable", f"{home.directory} is no member's folder: use `twinward site join`."
         ) from None
-    return Credentials(key=read_private(home.key), certificate=certificate, authorities=authorities)
+    return tls.Credentials(key=read_private(home.key), certificate=certificate, authorities=authorities)
 
 
 def call_once(home: SiteHome, kind: str, payload: bytes) -> bytes:
@@ -44,13 +45,15 @@ def call_once(home: SiteHome, kind: str, payload: bytes) -> bytes:
         ClientError: the coordinator takes this site for no member (any more).
     """
     settings = home.settings()
-    out = threading.Event()
+    out, changed = threading.Event(), threading.Event()
 
     def on_state(state: State) -> None:
         if state.ended in (NOT_ADMITTED, REVOKED):
             out.set()
+        if state.connected or out.is_set():
+            changed.set()
 
-    link = HospitalLink(
+    line = HospitalLink(
         HospitalSettings(
             address=settings.address,
             credentials=lambda: credentials_of(home),
@@ -60,21 +63,35 @@ def call_once(home: SiteHome, kind: str, payload: bytes) -> bytes:
         _busy,
         on_state=on_state,
     )
-    link.start()
+    line.start()
     try:
-        if not link.wait_until_connected(CONNECT_S):
-            if out.is_set():
-                raise _no_member(home)
+        changed.wait(CONNECT_S)
+        if not changed.is_set():
             raise LinkError(
-                f"Expected the coordinator at {settings.address}; it cannot be reached ({link.state.ended})."
+                f"Expected the coordinator at {settings.address}; it cannot be reached ({line.state.ended})."
             )
-        return link.call(kind, payload, ANSWER_S)
-    except CallRefused:
-        if out.is_set():
-            raise _no_member(home) from None
-        raise
+        return _called(line, kind, payload, out, home)
     finally:
-        link.stop(wait=False)
+        line.stop(wait=False)
+
+
+def _called(line: HospitalLink, kind: str, payload: bytes, out: threading.Event, home: SiteHome) -> bytes:
+    """Does not wait for an answer that cannot come any more."""
+    answer: Future[bytes] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(line.call(kind, payload, ANSWER_S))
+        except LinkError as error:
+            answer.set_exception(error)
+
+    if not out.is_set():
+        threading.Thread(target=ask, name="call", daemon=True).start()
+        while not answer.done() and not out.wait(0.02):
+            pass
+    if not answer.done():
+        raise _no_member(home)
+    return answer.result()
 
 
 def _busy(_: Message) -> NoReturn:

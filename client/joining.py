@@ -23,7 +23,7 @@ from client.home import SiteHome, SiteSettings
 from client.pinning import TIMEOUT_S, authority_behind, proxy_for
 from link.errors import LinkError
 from trust.authority import check_certificate, serial_of
-from trust.enrolment import MAX_BYTES, METHOD, EnrolRequest, Welcome, read_answer
+from trust.enrolment import MAX_BYTES, METHOD, EnrolmentRefused, EnrolRequest, Welcome, read_answer
 from trust.errors import TrustError
 from trust.identity import Identity, check_role, identity_of, load_certificate
 from trust.invitation import Invitation
@@ -153,17 +153,32 @@ def leave(home: SiteHome, ask: Ask | None, why: str = "") -> bool:
 
     Args:
         ask: None does not tell: the coordinator should then revoke the site.
+
+    Raises:
+        LinkError: the coordinator cannot be reached; key and certificate are still there.
     """
     told = False
     if ask is not None:
-        answer = ask(LEAVE, why.encode())
-        if answer:
-            read_answer(answer)  # raises EnrolmentRefused
-        told = True
+        told = _told(ask, why)
     for path in (home.certificate, home.key, home.directory / _PENDING):
         with suppress(FileNotFoundError):
             path.unlink()
     return told
+
+
+def _told(ask: Ask, why: str) -> bool:
+    """True: either the coordinator answers, or it cuts the connection of one who is a member no more."""
+    try:
+        answer = ask(LEAVE, why.encode())
+        if answer:
+            read_answer(answer)
+    except EnrolmentRefused as refused:
+        if refused.code != "no_member":
+            raise
+    except ClientError as error:
+        if error.code != "site_absent":
+            raise
+    return True
 
 
 def certificate_of(home: SiteHome) -> tuple[Identity, str, datetime]:
