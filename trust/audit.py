@@ -46,6 +46,7 @@ TABLES: Final = {
     " root TEXT NOT NULL, time REAL NOT NULL, key TEXT NOT NULL, signature TEXT NOT NULL,"
     " PRIMARY KEY (whose, peer)) STRICT",
 }
+_HEADS: Final = "SELECT whose, peer, size, root, time, key, signature FROM heads"
 _WAIT_S: Final = 60.0
 _LONGEST_WHY: Final = 2000
 _LONGEST_FACT: Final = 500
@@ -94,6 +95,7 @@ class AuditLog:
         self._queue_lock, self._lock = threading.Lock(), threading.RLock()
         with self._faults("opened"):
             self._db = opened(self._path, "FULL")
+            self._notes = opened(self._path, "NORMAL")
             self._tree = self._load()
 
     def __enter__(self) -> Self:
@@ -105,6 +107,7 @@ class AuditLog:
     def close(self) -> None:
         """Lets go of the file; everything that was appended is on disk."""
         with self._lock:
+            self._notes.close()
             self._db.close()
 
     @property
@@ -191,6 +194,40 @@ class AuditLog:
             row = self._db.execute(query, kinds).fetchone()
         return None if row is None else Record(**json.loads(row[0]))
 
+    def hold(self, whose: str, peer: str, signed: SignedHead) -> None:
+        """Keeps the newest head of a peer's log ("peer"), or of this log that the peer holds ("own").
+
+        What is kept may be lost in a power failure; it is told anew. trust/witness.py decides.
+        """
+        head = signed.head
+        row = (whose, peer, head.size, head.root, head.time, signed.key, signed.signature)
+        with self._lock, self._faults("written"), transaction(self._notes) as sql:
+            sql.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def release(self, peer: str, *, who: str, why: str) -> int:
+        """Forgets the heads exchanged with a peer, because people looked and accept its new log.
+
+        Returns:
+            How many heads were forgotten; that stands in the log as `peer_log_accepted`.
+        """
+        count = sum(found == peer for _, found, _ in self.all_held())
+        self.append("peer_log_accepted", who=who, why=why, peer=peer, heads=count)
+        with self._lock, self._faults("written"), transaction(self._notes) as sql:
+            sql.execute("DELETE FROM heads WHERE peer = ?", (peer,))
+        return count
+
+    def held(self, whose: str, peer: str) -> SignedHead | None:
+        """The newest such head that is kept."""
+        with self._lock, self._faults("read"):
+            row = self._notes.execute(f"{_HEADS} WHERE whose = ? AND peer = ?", (whose, peer)).fetchone()
+        return None if row is None else signed_head(row)
+
+    def all_held(self) -> list[tuple[str, str, SignedHead]]:
+        """All heads that are kept: whose, peer, head."""
+        with self._lock, self._faults("read"):
+            rows = self._notes.execute(f"{_HEADS} ORDER BY whose, peer").fetchall()
+        return [(row[0], row[1], signed_head(row)) for row in rows]
+
     def _commit_queue(self) -> None:
         with self._queue_lock:
             batch, self._queue = self._queue, []
@@ -266,6 +303,12 @@ def canonical(record: dict[str, Any]) -> str:
 def place(level: int, index: int) -> int:
     """A number of its own for each whole subtree: its place if the tree is read from left to right."""
     return (2 * index + 1 << level) - 1
+
+
+def signed_head(row: tuple[Any, ...]) -> SignedHead:
+    """The head in a row of the table `heads`; raises TrustError if it is none."""
+    fields = dict(zip(("size", "root", "time", "key", "signature"), row[2:], strict=True))
+    return SignedHead.from_dict(fields)
 
 
 def opened(path: Path, synchronous: str) -> sqlite3.Connection:

@@ -50,8 +50,10 @@ KINDS: Final[dict[str, frozenset[str]]] = {
         "ledger_accepted": "ledger_size ledger_head recharged ended",
         # what the logs say of each other
         "heads_exchanged": "peer size root own_size own_root",
-        "peer_log_refused": "peer size root held_size held_root",
-        "own_log_refused": "peer size root",
+        "peer_log_refused": "peer size root time key signature"
+        " held_size held_root held_time held_key held_signature",
+        "own_log_refused": "peer size root time key signature",
+        "peer_log_accepted": "peer heads",
         # the processes
         "started": "version",
         "stopped": "version",
