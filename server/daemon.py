@@ -193,7 +193,7 @@ class Daemon:
 
     def _strangers(self) -> None:
         address = self._settings.bound(self._settings.enrolment_port)
-        self._open.callback(EnrolmentListener(self._desk, address, self._credentials).stop)
+        self._open.callback(EnrolmentListener(self._desk, address=address, current=self._credentials).stop)
 
     def _operators(self) -> None:
         commands = Commands(
