@@ -108,6 +108,9 @@ def folder_faults(config: Config) -> list[Fault]:
         return [
             Fault(said=shown, expected="is a file; the folder above the sites is expected", depends=("data",))
         ]
+    if config.run.dir is not None and _within(Path(config.run.dir), path):
+        expected = "lies in data.path, where every folder is a site; choose a place beside it"
+        return [Fault(said=said("run.dir", config.run.dir), expected=expected, depends=("data",))]
     if not isinstance(config.sites, list):
         return []
     there = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -120,6 +123,10 @@ def folder_faults(config: Config) -> list[Fault]:
         for name in config.sites
         if name not in there
     ]
+
+
+def _within(inner: Path, outer: Path) -> bool:
+    return inner.resolve().is_relative_to(outer.resolve())
 
 
 def value_of(config: Config, name: str) -> Any:

@@ -125,3 +125,12 @@ def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path) -> None:
 def test_a_fault_does_not_draw_others_after_it() -> None:
     assert refusal("data=foldr", "data.path=/no/such").startswith("1 fault ")
     assert refusal("strategy=fedprx", "strategy.proximal_mu=1").startswith("1 fault ")
+
+
+@pytest.mark.parametrize("inside", ["", "runs/first", "../studies/first"])
+def test_a_run_may_not_write_into_the_data_that_it_reads(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "studies" / "north").mkdir(parents=True)
+    data = tmp_path / "studies"
+    with pytest.raises(ConfigError, match=r"lies in data\.path"):
+        load(["data=folder", f"data.path={data}", f"run.dir={data / inside}"])
+    load(["data=folder", f"data.path={data}", f"run.dir={tmp_path / 'runs'}"])
