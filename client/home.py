@@ -9,9 +9,11 @@ policy.toml            what the hospital's people allow
 secret.key             32 bytes from which noise and draws follow; it never leaves
 ledger.sqlite          what was released, and what it cost
 audit.sqlite           who did what, when and why
+audit.key              with which heads of that log are signed
 inbox.sqlite           plans that were offered, and what people said to them
 models/                global, site and personal models
 transfers/             partial transfers of the link
+status.json            how the running process stands
 lock                   held by the process that runs the site
 """
 
@@ -29,6 +31,7 @@ from client.errors import ClientError
 from privacy.noise import new_site_secret
 from trust.errors import TrustError
 from trust.keys import read_private, write_file
+from trust.signing import Signer
 
 SECRET_BYTES = 32
 
@@ -78,9 +81,11 @@ class SiteHome:
         self.secret_path = self.directory / "secret.key"
         self.ledger = self.directory / "ledger.sqlite"
         self.audit = self.directory / "audit.sqlite"
+        self.audit_key = self.directory / "audit.key"
         self.inbox = self.directory / "inbox.sqlite"
         self.models = self.directory / "models"
         self.transfers = self.directory / "transfers"
+        self.status_path = self.directory / "status.json"
         self.lock_path = self.directory / "lock"
 
     @classmethod
@@ -98,6 +103,8 @@ class SiteHome:
         home.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not home.secret_path.exists():
             write_file(home.secret_path, new_site_secret())
+        if not home.audit_key.exists():
+            Signer.generate().save(home.audit_key)
         if not home.policy.exists():
             write_file(home.policy, DEFAULT_POLICY.encode())
         if not home.coordinator_keys_path.exists():

@@ -11,7 +11,6 @@ and which a hospital checks. An answer with a non-empty error code holds no more
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,30 +139,6 @@ def read_answer(content: RecordDict) -> tuple[Answer, Arrays | None]:
         error=str(values["error"]),
     )
     return said, record_to_arrays(content[UPDATE]) if UPDATE in content else None
-
-
-def fetch_request(task: str, held_sha256: str) -> bytes:
-    """The payload of a FETCH call: of which task, and the SHA-256 of the model that is held already."""
-    return json.dumps({"held": held_sha256, "task": task}, sort_keys=True).encode()
-
-
-def read_fetch_request(payload: bytes) -> tuple[str, str]:
-    """Task and SHA-256 of a FETCH call.
-
-    Raises:
-        LinkError: the payload is not of this form.
-    """
-    try:
-        data = json.loads(payload.decode())
-    except ValueError:
-        data = None
-    if (
-        not isinstance(data, dict)
-        or set(data) != {"held", "task"}
-        or not all(isinstance(value, str) for value in data.values())
-    ):
-        raise LinkError("Expected the task and the SHA-256 of the model that is held, in JSON.")
-    return data["task"], data["held"]
 
 
 def record_to_arrays(record: object) -> Arrays:

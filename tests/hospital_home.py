@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -53,13 +53,10 @@ class Coordinator:
     ) -> tuple[Answer, Arrays | None]:
         plan, model = plan or self.plan, model or self.model
         signed = sign_plan(plan.to_json(), self.signer) if signature is None else signature
-        request = {
-            "plan": plan.to_json(),
-            "signature": signed,
-            "round": number,
-            "base": arrays_sha256(model),
-        }
-        return self.ask(TRAIN, RecordDict({"round": ConfigRecord(dict(request)), "model": to_record(model)}))
+        request = ConfigRecord(
+            {"plan": plan.to_json(), "signature": signed, "round": number, "base": arrays_sha256(model)}
+        )
+        return self.ask(TRAIN, RecordDict({"round": request, "model": to_record(model)}))
 
     def ask(self, kind: str, content: RecordDict) -> tuple[Answer, Arrays | None]:
         grid = LocalGrid(client.app.app, {}, [str(self.home.directory)])
@@ -93,8 +90,3 @@ def founded(directory: Path, policy: Policy | None = None, patients: int = 12) -
 def write_policy(home: SiteHome, policy: Policy) -> None:
     """Changes what the hospital admits."""
     home.policy.write_text(policy_to_toml(policy))
-
-
-def codes(answers: Mapping[str, Answer]) -> dict[str, str]:
-    """Code of each answer."""
-    return {name: answer.error for name, answer in answers.items()}

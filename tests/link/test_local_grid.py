@@ -13,10 +13,8 @@ from link.wire import (
     Answer,
     PlanRequest,
     answer,
-    fetch_request,
     plan_request,
     read_answer,
-    read_fetch_request,
     read_plan_request,
     read_train_request,
 )
@@ -127,10 +125,3 @@ def test_requests_of_another_form_are_refused() -> None:
     for read in (read_plan_request, read_train_request):
         with pytest.raises(LinkError):
             read(RecordDict({"code": ConfigRecord({"run": "import os"})}))
-
-
-def test_a_request_for_a_model_says_which_and_what_is_held() -> None:
-    assert read_fetch_request(fetch_request("glucose", "a" * 64)) == ("glucose", "a" * 64)
-    for payload in (b"", b"[]", b'{"task": "glucose"}', b'{"task": 1, "held": ""}', b"\xff"):
-        with pytest.raises(LinkError):
-            read_fetch_request(payload)
