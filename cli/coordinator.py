@@ -19,7 +19,7 @@ from cli.words import OVERRIDE_DOC, parser, read, settings
 from conf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from server.operators import Coordinator
+    from server.operator import Coordinator
 
 HOME = Path("coordinator")
 OPERATOR = HOME / "operators" / "founder"
@@ -116,7 +116,7 @@ def _launch(name: str, words: list[str]) -> int:
 
 def _config(words: list[str]) -> Any:
     """The configuration of a launch; refuses what would have no effect."""
-    from conf.load import load
+    from conf.load import load_plan
 
     foreign = []
     for word in words:
@@ -128,7 +128,7 @@ def _config(words: list[str]) -> Any:
             f"launch takes {', '.join((*LAUNCH_GROUPS, *LAUNCH_KEYS))}; not {', '.join(foreign)}: hospitals"
             " bring their own data, and nothing is judged here"
         )
-    return load(words)
+    return load_plan(words)
 
 
 def _runs(name: str, words: list[str]) -> int:
@@ -215,7 +215,7 @@ def _promote(name: str, words: list[str]) -> int:
 
 
 def _coordinator(said: argparse.Namespace) -> Coordinator:
-    from server.operators import Coordinator
+    from server.operator import Coordinator
 
     folder: Path = said.operator
     address, mine = _operator(folder)
