@@ -121,6 +121,8 @@ def logistic_outputs(parts: Sequence[Examples], examples: Examples) -> Tensor | 
     label = torch.cat([part.target_NH[:, 0] for part in parts]).numpy() > 0.5
     if len(set(label.tolist())) < 2:
         return None
+    if len(examples) == 0:
+        return torch.zeros(0, 1, dtype=torch.float64)
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(table, label)
     odds = fitted.decision_function(examples.table_NF[:, :-1].double().numpy())
     return torch.from_numpy(odds)[:, None]
