@@ -25,6 +25,7 @@ LAYOUT = "expected <root>/<site>/observations.csv (or .csv.gz, .parquet), see do
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 _SITE_NAME = re.compile(r"\w[\w .\-]{0,62}")
+_EVERYWHERE = "all"
 _MOST_SHOWN = 50
 _FILES = frozenset(table + suffix for table in ("observations", "patients") for suffix in SUFFIXES)
 
@@ -126,6 +127,8 @@ def read_site(folder: Path, timezone: str | None) -> Reading:
     if not _SITE_NAME.fullmatch(folder.name):
         fix = "name it with letters, digits, spaces, dots, hyphens and underscores, at most 63"
         notes.fault("", Fault(what="its name cannot be a site's name", fix=fix))
+    if folder.name == _EVERYWHERE:
+        notes.fault("", Fault(what="its name stands for all sites in tables of figures", fix="rename it"))
     found = {table: _find(folder, table, notes) for table in ("observations", "patients")}
     cleaned, bad_lines = _observations(found["observations"], timezone, notes)
     static, repairs = _patients(found["patients"], notes)
