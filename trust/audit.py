@@ -319,21 +319,28 @@ def opened(path: Path, synchronous: str) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
     try:
+        _check_version(connection)  # before anything is written: it may be somebody else's file
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         with transaction(connection) as sql:
-            version = sql.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0 and not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            if _check_version(sql) == 0:
                 for statement in TABLES.values():
                     sql.execute(statement)
                 sql.execute("INSERT INTO head VALUES (0, 0, ?)", (EMPTY_ROOT,))
                 sql.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise sqlite3.DatabaseError(f"expected an audit log of version {VERSION}, found {version}")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check_version(sql: sqlite3.Connection) -> int:
+    """The version of a log, 0 for an empty file; raises sqlite3.DatabaseError for anything else."""
+    version: int = sql.execute("PRAGMA user_version").fetchone()[0]
+    empty = not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+    if version != VERSION and not (version == 0 and empty):
+        raise sqlite3.DatabaseError(f"expected an audit log of version {VERSION}, found {version}")
+    return version
 
 
 @contextmanager

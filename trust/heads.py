@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -63,6 +64,8 @@ class SignedHead:
         if keys is not None and self.key not in keys:
             raise TrustError("Expected the head of a log signed by a key that is known; it is of another.")
         Verifier(self.key).verify("head", _bytes(self.head), self.signature)
+        if not _is_hash(self.key) or not _is_plain(self.signature):
+            raise TrustError("Expected key and signature of a head in their one form.")
 
     def to_dict(self) -> dict[str, str | int | float]:
         """Plain values, for JSON."""
@@ -85,6 +88,12 @@ class SignedHead:
 
 def _bytes(head: Head) -> bytes:
     return json.dumps(asdict(head), sort_keys=True, separators=(",", ":")).encode()
+
+
+def _is_plain(signature: str) -> bool:
+    """Whether the base64 of a signature that holds is the usual one: its last bits may be anything."""
+    text = signature.partition(":")[2]
+    return base64.b64encode(base64.b64decode(text)).decode() == text
 
 
 def _is_hash(text: str) -> bool:
