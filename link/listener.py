@@ -101,7 +101,7 @@ class LinkServer:
             connected waits for it.
         serve: answers a hospital's call (kind, site, payload); raises CallRefused to say no. Runs in
             threads of its own.
-        head: head of the coordinator's audit log, sent along; heard: told of each site's.
+        head: what to say of audit logs to a site, sent along; heard: told what a site says of them.
         observe: told (event, site, code) of what happens: connected, disconnected, refused,
             call, repeated_answer. Runs on the loop, so it must be quick.
     """
@@ -113,7 +113,7 @@ class LinkServer:
         *,
         members: Callable[[], Iterable[str]] = tuple,
         serve: Serve | None = None,
-        head: Callable[[], bytes] = bytes,
+        head: Callable[[str], bytes] = lambda _: b"",
         heard: Callable[[str, bytes], None] | None = None,
         observe: Observe | None = None,
     ) -> None:
@@ -404,7 +404,7 @@ class _Site:
             software=SOFTWARE,
             instance=self._server.instance,
             held=self.mailbox.held,
-            head=self._server.head(),
+            head=self._server.head(self.name),
             time_s=time.time(),
         )
         return bytes(pb.Frame(hello=hello).SerializeToString())
@@ -428,7 +428,7 @@ class _Site:
         self.mailbox.settled(parcel, code)
 
     def head(self) -> bytes:
-        return self._server.head()
+        return self._server.head(self.name)
 
     def heard(self, head: bytes, time_s: float) -> None:  # noqa: ARG002  the greeting's clock is enough
         if self._server.heard is not None and head:

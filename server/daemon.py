@@ -7,13 +7,13 @@ costs nothing but time: whatever was acknowledged is on disk, and the next start
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ from trust.card import FETCH, read_fetch_request
 from trust.errors import TrustError
 from trust.identity import Identity, load_certificate
 from trust.signing import Signer, sign_plan
+from trust.witness import Witness
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -98,6 +99,10 @@ class Daemon:
         home, settings, stack = self._home, self._settings, self._open
         self.audit = stack.enter_context(AuditLog(home.audit, signer=self._signer))
         self.audit.append("started", who="coordinator", version=_version())
+        self._witness = Witness(self.audit)
+        # One thread, so that the link's loop never waits for the disk.
+        self._hears = ThreadPoolExecutor(1, thread_name_prefix="hears")
+        stack.callback(self._hears.shutdown)
         self.members = stack.enter_context(Members(home.members))
         self.queue = Queue(home.queue)
         stack.callback(self.queue.close)
@@ -164,7 +169,8 @@ class Daemon:
             self._admit,
             members=self.members.sites,
             serve=self._serve,
-            head=self._head,
+            head=self._witness.say,
+            heard=self._heard,
             observe=self._observe,
         )
         link.start()
@@ -237,8 +243,18 @@ class Daemon:
     def _credentials(self) -> Credentials:
         return listener_credentials(self._home, self._authority, now=datetime.now(UTC))
 
-    def _head(self) -> bytes:
-        return json.dumps(self.audit.signed_head().to_dict()).encode()
+    def _heard(self, site: str, data: bytes) -> None:
+        self._hears.submit(self._hear, site, data)
+
+    def _hear(self, site: str, data: bytes) -> None:
+        """What a site says of the logs; a contradiction stands in ours, and in the metrics."""
+        try:
+            self._witness.hear(site, data)
+        except TrustError as error:
+            self._events["log_refused"] += 1
+            logger.warning("the audit log of %s: %s", site, error)
+        except Exception:
+            logger.exception("what %s said of the logs could not be taken", site)
 
     def _observe(self, event: str, site: str, code: str) -> None:
         self._events[event] += 1
