@@ -41,6 +41,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "coordinator models": ("cli.coordinator", "list all models with their lineage"),
     "coordinator promote": ("cli.coordinator", "make a model the one that members fetch"),
     "site join": ("cli.joining", "join a federation with an invitation"),
+    "site run": ("cli.site", "run a hospital's process"),
+    "site status": ("cli.site", "say how a site stands"),
+    "site plans": ("cli.plans", "list the plans that were offered"),
+    "site rehearse": ("cli.plans", "run a plan without sending: what would leave, what it would cost"),
+    "site approve": ("cli.plans", "let a plan run"),
+    "site refuse": ("cli.plans", "let a plan not run, or no further round of it"),
+    "site personalise": ("cli.site", "fit the site's and each patient's model from the federation's"),
+    "site plugins": ("cli.site", "list plug-ins with the sums that the policy pins"),
     "site leave": ("cli.joining", "leave the federation; key and certificate are destroyed"),
 }
 

@@ -138,6 +138,42 @@ class Hospital:
         )
         return judge(policy, plan, facts)
 
+    @property
+    def policy(self) -> Policy:
+        """The policy as it is on disk now."""
+        return self._current_policy()
+
+    def approve(self, name: str, *, who: str, why: str = "") -> Offer:
+        """Lets an offer run; it is in the audit log before.
+
+        Args:
+            name: the offer's hash or its beginning.
+
+        Raises:
+            ClientError: plan_unknown; the policy's code, where it would refuse the plan all the same.
+        """
+        offer = self.inbox.get(name)
+        verdict = self.verdict(offer.plan, offer.key, patients=None)
+        if verdict.decision == "refuse":
+            raise ClientError(verdict.code, f"An approval does not overrule the policy. {verdict.text}")
+        if offer.state in ("waiting", "refused"):
+            self._records.write("approved", who=who, why=why, plan=offer.hash)
+        return self.inbox.approve(offer.hash, who=who, why=why, now_s=self._clock())
+
+    def refuse(self, name: str, *, who: str, why: str = "") -> Offer:
+        """Lets no round of an offer be answered from now on; it is in the audit log.
+
+        Raises:
+            ClientError: plan_unknown.
+        """
+        offer = self.inbox.get(name)
+        self._records.write("refused", who=who, why=why, plan=offer.hash, code="plan_refused")
+        return self.inbox.refuse(offer.hash, code="plan_refused", who=who, why=why, now_s=self._clock())
+
+    def rehearsed(self, plan: Plan, *, who: str) -> None:
+        """Records that somebody rehearsed a plan."""
+        self._records.write("rehearsed", who=who, plan=plan.hash)
+
     def spent(self) -> float:
         """Epsilon over the site's life so far, at the policy's delta."""
         return self._ledger.spent(self._current_policy().delta)
