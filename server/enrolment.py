@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from server.errors import ServerError
 from server.members import Members
 from server.record import Record
+from server.throttle import Throttle
 from trust.authority import Authority, issued_by, request_key
 from trust.digest import sha256
 from trust.enrolment import EnrolmentRefused, EnrolRequest, Refusal, Welcome
@@ -30,6 +31,8 @@ from trust.identity import Identity, Role, identity_of, load_certificate
 from trust.keys import public_bytes
 
 MEMBER_DAYS: Final = 90
+_OF_STRANGERS: Final = ("token_unknown", "request_invalid")
+_STRANGERS_MIN: Final = 10
 RENEW: Final = "renew"
 LEAVE: Final = "leave"
 """Kinds of request on a hospital's stream; payloads: a signing request in PEM, a reason in UTF-8."""
@@ -63,6 +66,7 @@ class EnrolmentDesk:
         self._record = record
         self._days = days
         self._clock = clock
+        self._strangers = Throttle(per_peer=_STRANGERS_MIN, in_all=_STRANGERS_MIN)
 
     def enrol(self, request: EnrolRequest) -> Welcome:
         """What the new member takes away.
@@ -70,12 +74,14 @@ class EnrolmentDesk:
         Asked again with the same key, because the answer was lost, it answers the same.
 
         Raises:
-            EnrolmentRefused: with a code of trust.enrolment.CODES; the refusal is recorded.
+            EnrolmentRefused: with a code of trust.enrolment.CODES; the refusal is recorded, of those
+                who show no secret of ours the first ten in a minute.
         """
         try:
             return self._enrol(request)
         except EnrolmentRefused as refused:
-            self._record("join_refused", who=_shown(request.site), why=refused.code)
+            if refused.code not in _OF_STRANGERS or self._strangers.allow("", self._clock().timestamp()):
+                self._record("join_refused", who=_shown(request.site), why=refused.code)
             raise
 
     def renew(self, identity: Identity, csr_pem: bytes) -> Welcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from trust.keys import (
     new_key,
     read_private,
     signing_request,
+    sync_directory,
     write_file,
 )
 from trust.signing import Signer
@@ -48,9 +50,8 @@ def found(directory: Path, settings: Settings, *, operator: str, now: datetime) 
     directory = directory.expanduser().absolute()
     if directory.exists() and any(directory.iterdir()):
         raise ServerError(f"Expected an empty or absent folder for the federation; {directory} is not.")
-    unfinished = directory.with_name(f".{directory.name}.unfinished")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         home = CoordinatorHome.create(unfinished, settings)
         authority = Authority.create(home.authority, settings.federation, now=now)
@@ -59,11 +60,9 @@ def found(directory: Path, settings: Settings, *, operator: str, now: datetime) 
         _certify_server(home, authority, now)
         with Members(home.members) as members:
             add_operator(home, authority, members, operator, now=now)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.rename(directory)
-    except BaseException:
+        _move(unfinished, directory)
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return CoordinatorHome(directory)
 
 
@@ -118,6 +117,14 @@ def listener_credentials(home: CoordinatorHome, authority: Authority, *, now: da
     return Credentials(
         key=read_private(home.server_key), certificate=pem, authorities=authority.certificate_pem
     )
+
+
+def _move(unfinished: Path, directory: Path) -> None:
+    try:
+        unfinished.rename(directory)
+    except OSError:  # somebody else was faster
+        raise ServerError(f"Expected an empty or absent folder; {directory} is not one any more.") from None
+    sync_directory(directory.parent)
 
 
 def _certify_server(home: CoordinatorHome, authority: Authority, now: datetime) -> bytes:

@@ -91,6 +91,16 @@ def test_a_second_a_late_and_a_foreign_use_are_refused_and_recorded(net: Founded
     assert net.members.sites() == ("north",)
 
 
+def test_a_stranger_cannot_fill_the_audit_log(net: Founded) -> None:
+    invitation = net.invite()
+    for _ in range(30):
+        assert refusal(net, request(invitation, secret=new_secret())) == "token_unknown"
+    assert len(net.recorded) == 10
+    read_answer(raw_call(net, request(invitation).to_bytes()))
+    assert refusal(net, request(invitation)) == "token_used"
+    assert [kind for kind, _, _ in net.recorded[10:]] == ["site_joined", "join_refused"]
+
+
 def test_a_request_for_a_stolen_public_key_is_refused(net: Founded) -> None:
     """A request in which the key was swapped for another's keeps the signature of the first."""
     invitation = net.invite()
@@ -144,13 +154,13 @@ def test_there_is_one_method_and_nothing_else(net: Founded) -> None:
     ):
         with pytest.raises(grpc.RpcError) as error:
             raw_call(net, b"", method)
-        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]  # it is a Call
+        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_message_above_the_cap_is_refused(net: Founded) -> None:
     with pytest.raises(grpc.RpcError) as error:
         raw_call(net, bytes(MAX_BYTES + 1))
-    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]  # it is a Call
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_tls_1_2_is_not_spoken(net: Founded) -> None:
