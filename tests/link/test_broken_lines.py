@@ -237,7 +237,10 @@ def test_calls_are_answered_or_refused_with_a_code_over_broken_lines(tmp_path: P
 def test_heads_are_exchanged_in_greetings_and_beats(tmp_path: Path) -> None:
     from_sites: list[tuple[str, bytes]] = []
     from_coordinator: list[bytes] = []
-    options = {"head": lambda: b"ours", "heard": lambda site, head: from_sites.append((site, head))}
+    options = {
+        "head": lambda site: b"ours for " + site.encode(),
+        "heard": lambda site, head: from_sites.append((site, head)),
+    }
     with federation(tmp_path, **options) as there:
         heads = iter([b"one", b"two"])
         again = threading.Event()
@@ -252,7 +255,7 @@ def test_heads_are_exchanged_in_greetings_and_beats(tmp_path: Path) -> None:
 
         there.hospital("alpha", echo, head=head, heard=heard)
         assert again.wait(10)
-    assert set(from_coordinator) == {b"ours"}
+    assert set(from_coordinator) == {b"ours for alpha"}
     assert from_sites[:2] == [("alpha", b"one"), ("alpha", b"two")]
 
 
