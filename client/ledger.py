@@ -18,8 +18,11 @@ Processes and fork: SQLite loses its locks, and with them data, when a process i
 connection is open and the child uses the file. So a ledger that was open before a fork is refused in
 the child, both itself and opened anew. Start processes with spawn, or open ledgers after the fork.
 
-What it is not: proof against whoever can write to the site's disk. Restoring an old copy forgets
-what was spent since (docs/privacy.md).
+The journal. Each change appends its event to a chain of hashes, so that a ledger has a head. The
+site's audit log holds heads (client/anchor.py): a ledger that does not contain the last one is an old
+copy, which forgets what was spent since.
+
+What it is not: proof against whoever can write to the site's disk, ledger and audit log alike.
 """
 
 from __future__ import annotations
@@ -34,10 +37,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from client import journal
 from client.errors import ClientError
+from client.journal import LedgerHead
 from privacy.accounting import GaussianRelease, lifetime_epsilon
 
-_VERSION: Final = 1
+_VERSION: Final = 2  # 1 had no journal
 _WAIT_S: Final = 60.0
 _TABLES: Final = (
     """CREATE TABLE plans (
@@ -56,6 +61,7 @@ _TABLES: Final = (
     PRIMARY KEY (plan_hash, round)
 ) STRICT""",
 )
+_ENDED: Final = "ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +158,7 @@ class Ledger:
                 "INSERT INTO plans VALUES (?, ?, ?, ?, ?)",
                 (plan_hash, release.noise_multiplier, release.sampling_rate, release.steps, terms),
             )
+            journal.append(sql, journal.plan_event(plan_hash, release, terms))
 
     def reserve(self, plan_hash: str, round_number: int, base_sha256: str, steps: int) -> bytes | None:
         """Marks a round as begun, before anything is computed for it.
@@ -183,6 +190,7 @@ class Ledger:
             sql.execute(
                 "INSERT INTO rounds VALUES (?, ?, ?, ?, NULL)", (plan_hash, round_number, base_sha256, steps)
             )
+            journal.append(sql, journal.reserve_event(plan_hash, round_number, steps))
             return None
 
     def complete(self, plan_hash: str, round_number: int, base_sha256: str, payload: bytes) -> None:
@@ -201,10 +209,49 @@ class Ledger:
             _refuse_other_base(found[0], base_sha256, plan_hash, round_number)
             if found[2] is not None and found[2] != payload:
                 raise ClientError("release_differs", f"Round {round_number} was already answered otherwise.")
-            sql.execute(
-                "UPDATE rounds SET payload = ? WHERE plan_hash = ? AND round = ? AND payload IS NULL",
-                (payload, plan_hash, round_number),
-            )
+            if found[2] is None:
+                sql.execute(
+                    "UPDATE rounds SET payload = ? WHERE plan_hash = ? AND round = ?",
+                    (payload, plan_hash, round_number),
+                )
+                journal.append(sql, journal.complete_event(plan_hash, round_number, payload))
+
+    def end_plan(self, plan_hash: str) -> bool:
+        """Lets no further round of a plan be computed; what is complete can still be repeated.
+
+        Its steps stay charged. Rounds that were reserved and have no bytes are closed.
+
+        Returns:
+            Whether there was anything left to end.
+
+        Raises:
+            ClientError: plan_unknown.
+        """
+        with _transaction(self._sql()) as sql:
+            left = _steps_left(sql, plan_hash)
+            closed = sql.execute(
+                "UPDATE rounds SET base_sha256 = ?"
+                " WHERE plan_hash = ? AND payload IS NULL AND base_sha256 <> ?",
+                (_ENDED, plan_hash, _ENDED),
+            ).rowcount
+            if left:
+                sql.execute("INSERT INTO rounds VALUES (?, 0, ?, ?, NULL)", (plan_hash, _ENDED, left))
+                journal.append(sql, journal.reserve_event(plan_hash, 0, left))
+            if left or closed:
+                journal.append(sql, journal.end_event(plan_hash))
+            return bool(left or closed)
+
+    def head(self) -> LedgerHead:
+        """What the ledger is now."""
+        return journal.head(self._sql())
+
+    def contains(self, head: LedgerHead) -> bool:
+        """Whether this ledger was once at that head: it is the same ledger, then or later."""
+        return journal.contains(self._sql(), head)
+
+    def faults(self) -> list[str]:
+        """Where plans and rounds are not what the journal says, or the journal is no chain."""
+        return journal.faults(self._sql())
 
     def cached(self, plan_hash: str, round_number: int, base_sha256: str) -> bytes | None:
         """The bytes of a complete release; None if the round is not complete on this base."""
@@ -268,16 +315,10 @@ class Ledger:
             )
 
     def _refuse_steps(self, sql: sqlite3.Connection, plan_hash: str, steps: int) -> None:
-        plan = sql.execute("SELECT steps FROM plans WHERE plan_hash = ?", (plan_hash,)).fetchone()
-        if plan is None:
-            raise ClientError("plan_unknown", f"Plan {plan_hash[:12]} was never opened at this site.")
-        reserved = sql.execute(
-            "SELECT COALESCE(SUM(steps), 0) FROM rounds WHERE plan_hash = ?", (plan_hash,)
-        ).fetchone()[0]
-        if reserved + steps > plan[0]:
+        left = _steps_left(sql, plan_hash)
+        if steps > left:
             raise ClientError(
-                "steps_exceeded",
-                f"The plan was charged for {plan[0]} steps, {reserved} are taken, {steps} more were asked.",
+                "steps_exceeded", f"Of the steps that the plan was charged for {left} are left, not {steps}."
             )
 
 
@@ -301,8 +342,12 @@ def _opened(path: Path) -> sqlite3.Connection:
         with _transaction(connection) as sql:
             version = sql.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-                for statement in (*_TABLES, f"PRAGMA user_version = {_VERSION}"):
+                for statement in (*_TABLES, journal.TABLE, f"PRAGMA user_version = {_VERSION}"):
                     sql.execute(statement)
+            elif version == 1:
+                for statement in (journal.TABLE, f"PRAGMA user_version = {_VERSION}"):
+                    sql.execute(statement)
+                journal.begin(sql)
             elif version != _VERSION:
                 raise sqlite3.DatabaseError(f"expected version {_VERSION}, found {version}")
     except BaseException:
@@ -341,3 +386,14 @@ def _refuse_other_base(reserved: str, asked: str, plan_hash: str, round_number: 
             f"Round {round_number} of plan {plan_hash[:12]} was begun on base {reserved[:12]}, not"
             f" {asked[:12]}.",
         )
+
+
+def _steps_left(sql: sqlite3.Connection, plan_hash: str) -> int:
+    """Steps of a plan that no round has taken; raises ClientError plan_unknown."""
+    plan = sql.execute("SELECT steps FROM plans WHERE plan_hash = ?", (plan_hash,)).fetchone()
+    if plan is None:
+        raise ClientError("plan_unknown", f"Plan {plan_hash[:12]} was never opened at this site.")
+    taken = sql.execute(
+        "SELECT COALESCE(SUM(steps), 0) FROM rounds WHERE plan_hash = ?", (plan_hash,)
+    ).fetchone()[0]
+    return int(plan[0] - taken)
