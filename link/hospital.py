@@ -28,7 +28,16 @@ from flwr.app import Message
 from link.errors import CallRefused, LinkError
 from link.frames import Limits, Manifest, Packer, Parcel, open_payload, open_request
 from link.generated import link_pb2 as pb
-from link.listener import METHOD, NOT_ADMITTED, REPLACED, REVOKED, SERVICE, SOFTWARE, channel_options
+from link.listener import (
+    METHOD,
+    NOT_ADMITTED,
+    REPLACED,
+    REVOKED,
+    SERVICE,
+    SOFTWARE,
+    channel_options,
+    lost_is_the_end,
+)
 from link.loop import event_loop, submit
 from link.mailbox import Mailbox
 from link.session import PROTOCOL, Pace, Session, SessionEnded, Stream, read_hello
@@ -185,7 +194,7 @@ class HospitalLink:
     async def _keep_connected(self) -> None:
         attempts = 0
         while True:
-            code, greeted = await self._connect()
+            code, greeted = await self._attempt()
             attempts = 1 if greeted else attempts + 1
             self._become(State(ended=code, attempts=attempts, clock_ahead_s=self._state.clock_ahead_s))
             wait_s = self._wait_s(attempts, code)
@@ -197,6 +206,22 @@ class HospitalLink:
         longest = settings.first_wait_s * 2.0 ** min(attempts - 1, 30)
         most = settings.most_wait_s if code in PATIENT else min(longest, settings.most_wait_s)
         return most * self._spread.uniform(0.5, 1.0)
+
+    async def _attempt(self) -> tuple[str, bool]:
+        """As `_connect`, whatever comes up there: gRPC also cancels the task that waits for a lost call."""
+        attempt = asyncio.ensure_future(self._connect())
+        try:
+            await asyncio.wait([attempt])
+        except asyncio.CancelledError:
+            attempt.cancel()
+            await asyncio.wait([attempt])
+            raise
+        if attempt.cancelled():
+            return "lost", False
+        if (error := attempt.exception()) is not None:
+            logger.error("the connection failed", exc_info=error)
+            return "internal_error", False
+        return attempt.result()
 
     async def _connect(self) -> tuple[str, bool]:
         """One connection to its end: why it ended, and whether it had come to greetings."""
@@ -343,11 +368,13 @@ class _ClientStream(Stream):
         self._call = call
 
     async def read(self) -> bytes | None:
-        data = await self._call.read()
-        return None if data is grpc.aio.EOF else bytes(data)
+        with lost_is_the_end():
+            data = await self._call.read()
+            return None if data is grpc.aio.EOF else bytes(data)
 
     async def write(self, frame: bytes) -> None:
-        await self._call.write(frame)
+        with lost_is_the_end():
+            await self._call.write(frame)
 
 
 async def _reason(call: grpc.aio.StreamStreamCall[bytes, bytes], ended: str) -> str:

@@ -12,9 +12,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -381,14 +381,12 @@ class _Site:
         self._server.note("connected", self.name)
         code = "closed"
         try:
-            await stream.write(self._greeting())
+            session.greet(self._greeting())
             self.heard(hello.head, hello.time_s)
             self.mailbox.attach(session, hello.held)
             await session.run()
         except SessionEnded as ended:
             code = ended.code
-        except (grpc.RpcError, asyncio.CancelledError):
-            code = "lost"
         except Exception:
             logger.exception("the connection of %s failed", self.name)
             code = "internal_error"
@@ -398,8 +396,8 @@ class _Site:
             self._server.note("disconnected", self.name, code)
         return code
 
-    def _greeting(self) -> bytes:
-        hello = pb.Hello(
+    def _greeting(self) -> pb.Hello:
+        return pb.Hello(
             protocol=PROTOCOL,
             software=SOFTWARE,
             instance=self._server.instance,
@@ -407,7 +405,6 @@ class _Site:
             head=self._server.head(self.name),
             time_s=time.time(),
         )
-        return bytes(pb.Frame(hello=hello).SerializeToString())
 
     # What the session asks: link.session.Owner.
 
@@ -469,11 +466,26 @@ class _ServerStream(Stream):
         self._context = context
 
     async def read(self) -> bytes | None:
-        data = await self._context.read()
-        return None if data is grpc.aio.EOF else bytes(data)
+        with lost_is_the_end():
+            data = await self._context.read()
+            return None if data is grpc.aio.EOF else bytes(data)
 
     async def write(self, frame: bytes) -> None:
-        await self._context.write(frame)
+        with lost_is_the_end():
+            await self._context.write(frame)
+
+
+@contextmanager
+def lost_is_the_end() -> Iterator[None]:
+    """Makes one error of what gRPC raises, or asyncio for it, on a call that is over.
+
+    Raises:
+        SessionEnded: lost.
+    """
+    try:
+        yield
+    except (asyncio.InvalidStateError, grpc.aio.BaseError):
+        raise SessionEnded("lost") from None
 
 
 _LISTENER_OPTIONS: list[tuple[str, int]] = [

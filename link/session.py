@@ -109,6 +109,10 @@ class Session:
         self._heard_at = time.monotonic()
         self.bytes_in = self.bytes_out = 0
 
+    def greet(self, hello: pb.Hello) -> None:
+        """Queues this side's greeting; before anything else."""
+        self._say(pb.Frame(hello=hello))
+
     def send(self, parcel: Parcel) -> None:
         """Queues a parcel."""
         self._waiting.append(parcel)

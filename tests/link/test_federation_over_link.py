@@ -97,4 +97,4 @@ def test_eight_hospitals_over_the_link_give_the_model_of_one_process(
 def test_the_model_is_the_same_where_lines_break_all_the_time(
     folder: Path, locally: str, tmp_path: Path
 ) -> None:
-    assert _over_link(folder, tmp_path, cut_every=150_000) == locally
+    assert _over_link(folder, tmp_path, cut_every=60_000) == locally
