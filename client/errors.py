@@ -18,6 +18,7 @@ CODES: Final = (
     "inbox_unreadable",
     "internal_error",
     "key_refused",
+    "ledger_restored",
     "ledger_unreadable",
     "malformed",
     "model_refused",

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from client import plugins
+from client import anchor, plugins
 from client.asked import Asked
 from client.data import device_of, windows
 from client.errors import ClientError
@@ -69,7 +69,8 @@ class Hospital:
             clock: seconds since 1970.
 
         Raises:
-            ClientError: home_unreadable, inbox_unreadable, ledger_unreadable, policy_unreadable.
+            ClientError: home_unreadable, inbox_unreadable, ledger_unreadable, policy_unreadable;
+                ledger_restored, if the ledger is older than the audit log says.
         """
         self.home = home
         self.settings = home.settings()
@@ -79,6 +80,7 @@ class Hospital:
         self._ledger = _open_ledger(home, self._policy)
         self.inbox = Inbox(home.inbox)
         self._records = records or AuditRecords(home)
+        self._records.check(self._ledger)
 
     @property
     def name(self) -> str:
@@ -213,12 +215,24 @@ class Hospital:
         Raises:
             ClientError: audit_failed; nothing may leave then.
         """
-        plan, offer = asked.plan, asked.plan.offer_hash
+        plan, offer, head = asked.plan, asked.plan.offer_hash, self._ledger.head()
         if asked.kind == DECLARE:
             self._records.write("declared", who=self.name, plan=plan.hash, patients=patients)
         elif asked.kind == ACCEPT:
             price = cost(plan, self._policy.delta)
-            self._records.write("accepted", who=self.name, plan=plan.hash, offer=offer, epsilon=price)
+            release = release_of(plan)
+            self._records.write(
+                "accepted",
+                who=self.name,
+                plan=plan.hash,
+                offer=offer,
+                epsilon=price,
+                noise_multiplier=release.noise_multiplier,
+                sampling_rate=release.sampling_rate,
+                steps=release.steps,
+                ledger_size=head.size,
+                ledger_head=head.sha256,
+            )
         else:
             self._records.write(
                 "released",
@@ -227,6 +241,8 @@ class Hospital:
                 round=asked.round,
                 base=asked.base,
                 update=update_sha256,
+                ledger_size=head.size,
+                ledger_head=head.sha256,
             )
         if asked.kind == ACCEPT:
             self.inbox.run(offer, now_s=self._clock())
@@ -305,6 +321,8 @@ def _open_ledger(home: SiteHome, policy: Policy) -> Ledger:
 
 def _offer_hash(terms: str) -> str:
     """Hash of the offer of a plan that stands in the ledger; empty if it is no plan."""
+    if terms.startswith(anchor.RECOVERED):
+        return terms.removeprefix(anchor.RECOVERED)
     try:
         return from_json(terms).offer_hash
     except PlanError:

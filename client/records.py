@@ -9,10 +9,13 @@ from __future__ import annotations
 import sqlite3
 from typing import Protocol
 
+from client import anchor
 from client.errors import ClientError
 from client.home import SiteHome
+from client.ledger import Ledger
 from conf.errors import TwinwardError
 from trust.audit import AuditLog
+from trust.errors import TrustError
 
 Fact = str | int | float | bool
 
@@ -22,6 +25,10 @@ class Records(Protocol):
 
     def write(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> None:
         """Records one thing durably; raises ClientError audit_failed."""
+        ...
+
+    def check(self, ledger: Ledger) -> None:
+        """Returns if the ledger is the one of these records; raises ClientError ledger_restored."""
         ...
 
     def close(self) -> None:
@@ -42,6 +49,12 @@ class AuditRecords:
         try:
             self._log.append(kind, who=who, why=why, **facts)
         except (TwinwardError, sqlite3.Error, OSError) as error:
+            raise _failed(error) from None
+
+    def check(self, ledger: Ledger) -> None:
+        try:
+            anchor.check(ledger, self._log)
+        except (TrustError, sqlite3.Error, OSError) as error:
             raise _failed(error) from None
 
     def close(self) -> None:

@@ -243,6 +243,9 @@ class Noted:
         self.kinds.append(kind)
         self.facts.append(facts)
 
+    def check(self, ledger: Ledger) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
