@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -81,6 +82,7 @@ def watched(work: Callable[[Progress], RunResult], directory: Path) -> RunResult
 
     from simulate.progress import TerminalProgress
 
+    _one_thread()
     try:
         with TerminalProgress(Console(stderr=True)) as progress:
             return work(progress)
@@ -90,6 +92,17 @@ def watched(work: Callable[[Progress], RunResult], directory: Path) -> RunResult
             how = "the same command again"
         print(f"\nStopped; what is committed is kept. Go on with: {how}", file=sys.stderr)
         raise
+
+
+def _one_thread() -> None:
+    """Matrices here are small: threads of torch gain nothing alone, and beside other work they fight.
+
+    Whoever sets OMP_NUM_THREADS is heeded.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def _resume(directory: Path, *, as_json: bool) -> int:

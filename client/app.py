@@ -117,7 +117,7 @@ def _release(plan: Plan) -> GaussianRelease:
 
 
 def _update(site: OpenSite, plan: Plan, request: Round, model: Arrays) -> Arrays:
-    context = f"plan {plan.hash} round {request.round} base {request.base}"
+    context = f"plan {plan.hash} round {request.round} base {request.base} data {site.data_sha256}"
     return train(
         model=site.model,
         state=model,

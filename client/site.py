@@ -8,12 +8,13 @@ own secret, and opens only for plans that its policy and its people admit.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +50,8 @@ class OpenSite:
         secret: from which noise and draws follow; never leaves.
         ledger: of the site's whole life.
         agreed: what it declared when it took the plan; None if it has taken none.
+        data_sha256: of the windows that train. Noise follows from it too: were a ledger lost and the
+            data changed since, the same noise on both releases would cancel and bare the difference.
     """
 
     name: str
@@ -59,6 +62,10 @@ class OpenSite:
     secret: bytes
     ledger: Ledger
     agreed: int | None = None
+    data_sha256: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data_sha256", examples_sha256(self.examples))
 
     @property
     def patients(self) -> int:
@@ -74,6 +81,17 @@ class OpenSite:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each array of an update, sorted by name."""
         return {name: tuple(value.shape) for name, value in trainable(self.model).items()}
+
+
+def examples_sha256(examples: Examples) -> str:
+    """SHA-256 of all that training reads of a site: windows, targets, and whose they are."""
+    digest = hashlib.sha256("\0".join(examples.patients).encode())
+    for entry in fields(Examples):
+        if entry.name != "patients":
+            values = getattr(examples, entry.name).contiguous().cpu().numpy()
+            digest.update(f"{entry.name} {values.dtype} {values.shape}".encode())
+            digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 class Keeper(Protocol):

@@ -66,7 +66,7 @@ def new_hospital(
             limited = replace(split, limit=count)
             parts.append(_at_count(config, task, there, limited, without, initial, network))
             advance()
-        found[count] = join_models(parts, splits)
+        found[count] = join_models(task, parts, splits)
     return _rows(config, task, NEW_HOSPITAL, found, metrics)
 
 
@@ -136,7 +136,7 @@ def new_patient(
             parts[days].append(found)
         advance()
     return _rows(
-        config, task, NEW_PATIENT, {days: join_models(p, splits) for days, p in parts.items()}, metrics
+        config, task, NEW_PATIENT, {days: join_models(task, p, splits) for days, p in parts.items()}, metrics
     )
 
 

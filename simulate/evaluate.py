@@ -115,7 +115,7 @@ def _evaluate(
             parts.append(judge_fold(config, task, wards, split, states))
             steps.part()
     with steps.step("intervals"):
-        forecasts = join_models(parts, splits)
+        forecasts = join_models(task, parts, splits)
         judged = judge_all(config, task, forecasts)
     outcome = Outcome(
         config=config,

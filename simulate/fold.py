@@ -220,4 +220,4 @@ def global_forecasts(
         }
         for split, state in zip(splits, federated, strict=True)
     ]
-    return join_models(parts, splits)["global"]
+    return join_models(task, parts, splits)["global"]

@@ -21,6 +21,7 @@ from typing import Any
 from conf.errors import ConfigError
 from conf.naming import run_directory
 from conf.schema import Config
+from server.errors import ServerError
 from simulate.curves import PATIENTS, new_hospital, new_patient
 from simulate.federation import FederationResult, run_federation
 from simulate.fold import ByModel, States, global_forecasts, headline, judge_fold, train_references
@@ -36,7 +37,9 @@ from twin import models, tasks
 from twin.personal.bayes import PathTask
 from twin.prior import initial_state
 from twin.splits import Split
-from twin.tasks.protocol import Task
+from twin.tasks.protocol import Forecast, Task
+
+logger = logging.getLogger(f"twinward.{__name__}")
 
 __all__ = ["RunResult", "resume", "simulate"]
 
@@ -148,6 +151,7 @@ class _Simulation:
             judged=judged,
             rounds=tuple(rounds),
             curves=tuple(curves),
+            notes=_dropouts(whole),
             noiseless=judge_all(config, task, {"global": noiseless}) if noiseless else None,
         )
         write_outcome(outcome, self.directory, self.steps)
@@ -184,7 +188,7 @@ class _Simulation:
         for split, state in zip(splits, states, strict=True):
             parts.append(judge_fold(self.config, task, wards, split, state))
             self.steps.part()
-        return join_models(parts, splits)
+        return join_models(task, parts, splits)
 
     def _rounds(
         self,
@@ -237,13 +241,35 @@ class _Simulation:
                 rows += new_patient(self.config, task, wards, splits, federated, chosen, self.steps.part)
         return rows
 
-    def _without_noise(self, task: Task, wards: Mapping[str, Ward], splits: tuple[Split, ...]) -> Any:
-        """Forecasts of the same federation without clipping and noise: what privacy is held against."""
+    def _without_noise(
+        self, task: Task, wards: Mapping[str, Ward], splits: tuple[Split, ...]
+    ) -> dict[str, Forecast | None] | None:
+        """Forecasts of the same federation without clipping and noise: what privacy is held against.
+
+        None if it diverges: clipping bounds steps that nothing bounds here.
+        """
         if self.config.privacy.name == "none" or not self.config.evaluation.curves:
             return None
         open_terms = replace(self.config.privacy, name="none", epsilon=None, noise_multiplier=None)
         config = replace(self.config, privacy=open_terms)
         with self.steps.step("federation without noise", self.config.rounds * len(splits)):
-            folds = [self._federate(f"open-{s.kind}-{s.index}", s, config=config) for s in splits]
+            try:
+                folds = [self._federate(f"open-{s.kind}-{s.index}", s, config=config) for s in splits]
+            except ServerError as error:
+                logger.warning("no comparison without noise: that federation failed. %s", error)
+                return None
             network = models.build(config.model, task)
             return global_forecasts(network, task, wards, splits, [fold.model for fold in folds])
+
+
+def _dropouts(whole: FederationResult) -> tuple[str, ...]:
+    """Who took the plan and yet missed rounds, and under which codes; a log line is easily missed."""
+    missed: dict[str, list[str]] = {}
+    for entry in whole.rounds:
+        for site, reason in entry.refused:
+            missed.setdefault(site or "an unknown site", []).append(reason)
+    return tuple(
+        f"{site} gave no usable update in {len(reasons)} of {len(whole.rounds)} rounds "
+        f"({', '.join(sorted(set(reasons)))})."
+        for site, reasons in sorted(missed.items())
+    )

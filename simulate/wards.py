@@ -97,12 +97,16 @@ def joined(parts: Sequence[Forecast | None], repeated: bool) -> Forecast | None:
 
 
 def join_models(
-    parts: Sequence[Mapping[str, Mapping[str, Forecast | None]]], splits: Sequence[Split]
+    task: Task, parts: Sequence[Mapping[str, Mapping[str, Forecast | None]]], splits: Sequence[Split]
 ) -> dict[str, dict[str, Forecast | None]]:
-    """Forecasts by model and site, each joined over splits."""
+    """Forecasts by model and site, each joined over splits.
+
+    Windows of all folds are pooled, but not those of a task without time: its figures rank patients,
+    and scores of different folds' models have no common rank.
+    """
     models = list(dict.fromkeys(model for part in parts for model in part))
     sites = sorted({site for part in parts for by_site in part.values() for site in by_site})
-    repeated = any(split.kind == "splits" for split in splits)
+    repeated = task.horizons_min == (0,) or any(split.kind == "splits" for split in splits)
     return {
         model: {site: joined([part.get(model, {}).get(site) for part in parts], repeated) for site in sites}
         for model in models
