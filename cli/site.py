@@ -169,6 +169,7 @@ def _personalise(name: str, words: list[str]) -> int:
         "patients": done.patients,
         "patients_with_own_model": done.moved,
         "figures": done.figures,
+        "best": done.best,
         "kept_in": str(home.models / said.task),
     }
     if said.json:

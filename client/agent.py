@@ -59,7 +59,7 @@ class Pace:
     tick_s: float = 0.5
     status_s: float = 5.0
     renew_s: float = 3600.0
-    fetch_s: float = 300.0
+    fetch_s: float = 60.0
     call_s: float = 60.0
 
 
@@ -97,7 +97,6 @@ class Agent:
             log.append("started", who=self.settings.site, version=RELEASE)
             link = self._link(log)
             link.start()
-            # Its thread holds the hospital's files; they are closed there, before the log says so.
             stack.callback(log.append, "stopped", who=self.settings.site, version=RELEASE)
             stack.callback(link.stop)
             while not self._stop.wait(self._pace.tick_s) and not self._broken:

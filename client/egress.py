@@ -165,7 +165,8 @@ def _error_answer(expected: Answer, code: str) -> Answer:
 def _log(error: Exception, site: str) -> None:
     """To the site's own log: our own errors hold no patient's value; of others, only where they arose."""
     if isinstance(error, TwinwardError):
-        logger.warning("site %s refused a request: %s", site or "(unknown)", error)
+        level = logging.INFO if code_of(error) == "awaiting_approval" else logging.WARNING
+        logger.log(level, "site %s refused a request: %s", site or "(unknown)", error)
     else:
         where = "".join(traceback.format_tb(error.__traceback__))
         logger.error("site %s failed: %s\n%s", site or "(unknown)", type(error).__name__, where)

@@ -34,6 +34,7 @@ from twin.splits import Split
 from twin.tasks.protocol import Examples, Forecast, Task
 
 FOLDS = 5
+LEAST_IS_BEST = ("rmse_30_mg_dl", "brier")
 
 Outputs = Callable[[Examples], Tensor]
 
@@ -52,6 +53,15 @@ class Personalised:
     patients: int
     moved: int
     figures: dict[str, dict[str, float]]
+
+    @property
+    def best(self) -> str:
+        """The model with the least error here; empty if too few patients tell."""
+        for metric in LEAST_IS_BEST:
+            errors = {name: values[metric] for name, values in self.figures.items() if metric in values}
+            if errors:
+                return min(errors, key=errors.__getitem__)
+        return ""
 
 
 def personalise(home: SiteHome, task_name: str) -> Personalised:

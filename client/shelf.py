@@ -46,9 +46,7 @@ class Shelf:
         if held is not None and card.serial < held[0].serial:
             raise _refused(f"It has serial {card.serial}; {held[0].serial} is held already.")
         self._check_network(card, model)
-        path = self._folder(card.task) / "global.package"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(path, package, replace=True)
+        write_file(self._made(card.task) / "global.package", package, replace=True)
         return card
 
     def held(self, task: str) -> tuple[Card, Arrays] | None:
@@ -69,14 +67,13 @@ class Shelf:
 
     def put(self, task: str, name: str, arrays: Arrays) -> Path:
         """Keeps arrays that were made here, for their owner alone."""
-        path = self._folder(task) / f"{name}.safetensors"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._made(task) / f"{name}.safetensors"
         write_file(path, arrays_to_bytes(arrays), replace=True)
         return path
 
     def put_facts(self, task: str, name: str, facts: dict[str, object]) -> Path:
         """Keeps what stands beside them."""
-        path = self._folder(task) / f"{name}.json"
+        path = self._made(task) / f"{name}.json"
         write_file(path, (json.dumps(facts, indent=1) + "\n").encode(), replace=True)
         return path
 
@@ -96,6 +93,13 @@ class Shelf:
             # A coordinator names the task; a name with a slash would be a place of its choice.
             raise _refused("Its task is no name.")
         return self._home.models / task
+
+    def _made(self, task: str) -> Path:
+        """The folder of a task, made if need be."""
+        folder = self._folder(task)
+        for path in (self._home.models, folder):
+            path.mkdir(mode=0o700, exist_ok=True)
+        return folder
 
     def _unpacked(self, package: bytes) -> tuple[Card, Arrays]:
         keys = self._home.coordinator_keys()
