@@ -95,7 +95,7 @@ def _launch(name: str, words: list[str]) -> int:
     said = read(args, words)
     from conf.load import to_json
 
-    config = to_json(_config(said.settings))
+    config = to_json(configuration(said.settings))
     with _coordinator(said) as at:
         answer = at.call(
             "launch",
@@ -114,7 +114,7 @@ def _launch(name: str, words: list[str]) -> int:
     return 0
 
 
-def _config(words: list[str]) -> Any:
+def configuration(words: list[str]) -> Any:
     """The configuration of a launch; refuses what would have no effect."""
     from conf.load import load_plan
 
@@ -214,12 +214,20 @@ def _promote(name: str, words: list[str]) -> int:
     return 0
 
 
-def _coordinator(said: argparse.Namespace) -> Coordinator:
+def coordinator_of(folder: Path, address: str = "") -> Coordinator:
+    """A connection with the key in an operator's folder, to the address there or to another.
+
+    Raises:
+        ConfigError: it is no operator's folder.
+    """
     from server.operator import Coordinator
 
-    folder: Path = said.operator
-    address, mine = _operator(folder)
-    return Coordinator(said.address or address, mine)
+    known, mine = _operator(folder)
+    return Coordinator(address or known, mine)
+
+
+def _coordinator(said: argparse.Namespace) -> Coordinator:
+    return coordinator_of(said.operator, said.address)
 
 
 def _operator(folder: Path) -> tuple[str, Any]:

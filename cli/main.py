@@ -19,6 +19,7 @@ from conf.validation import suggestion
 # command words → module of cli/ with `run(words) -> exit code`; imported only when it is called.
 COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("cli.simulate", "train a federation of simulated hospitals and write a report"),
+    "demo": ("cli.demo", "found a federation of processes on this machine, and run a plan"),
     "evaluate": ("cli.evaluate", "judge a trained model on data that it has never met"),
     "data check": ("cli.data", "say what is wrong with a federation folder and what it holds"),
     "data convert": ("cli.data", "turn published recordings into a federation folder"),
