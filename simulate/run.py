@@ -13,6 +13,7 @@ where it was when the same call comes again. A finished run is read and not comp
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
