@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from link.frames import TOO_LARGE, Checker, FrameError, Limits, Manifest
+from link.frames import BAD_BODY, TOO_LARGE, Checker, FrameError, Limits, Manifest
 
 NO_SPACE = "no_space"
 KEEP_S = 14 * 86_400.0
@@ -71,6 +72,7 @@ class Incoming:
     skipping: bool = False
     _checker: Checker = field(init=False)
     _file: int = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._checker = Checker(self.manifest)
@@ -78,17 +80,17 @@ class Incoming:
 
     def rewind(self) -> None:
         """Reads again what an earlier connection left; wrong bytes are cut off from the start."""
-        size = min(os.fstat(self._file).st_size, self.manifest.total)
+        size = min(self.path.stat().st_size, self.manifest.total)
         self.resumed = size > 0
         try:
             while self.offset < size:
-                part = os.pread(self._file, min(READ_BYTES, size - self.offset), self.offset)
-                self._checker.update(part)
-                self.offset += len(part)
+                self._reread(min(READ_BYTES, size - self.offset))
         except FrameError:
             self.restart()
             self.skipping = False
-        os.ftruncate(self._file, self.offset)
+        with self._lock:
+            if self._file >= 0:
+                os.ftruncate(self._file, self.offset)
 
     def write(self, data: bytes) -> None:
         """Takes the next bytes.
@@ -98,17 +100,20 @@ class Incoming:
         """
         view = memoryview(data)
         try:
-            while view:
-                done = os.pwrite(self._file, view, self.offset)
-                self._checker.update(view[:done])
-                self.offset += done
-                view = view[done:]
+            with self._lock:
+                while view:
+                    done = os.pwrite(self._file, view, self.offset)
+                    self._checker.update(view[:done])
+                    self.offset += done
+                    view = view[done:]
         except OSError:
             raise FrameError(NO_SPACE, "Expected to write a body; the disk would not take it.") from None
 
     def restart(self) -> None:
         """Begins again at byte 0: what was here is not what was promised."""
-        os.ftruncate(self._file, 0)
+        with self._lock:
+            if self._file >= 0:
+                os.ftruncate(self._file, 0)
         self.offset, self.resumed, self._checker = 0, False, Checker(self.manifest)
         self.skipping = True
 
@@ -125,10 +130,19 @@ class Incoming:
         return Body(path=whole)
 
     def close(self) -> None:
-        """Lets go of the file and leaves it for the next connection."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        """Lets go of the file and leaves it for the next connection; a write that is under way ends first."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    def _reread(self, size: int) -> None:
+        with self._lock:
+            part = os.pread(self._file, size, self.offset) if self._file >= 0 else b""
+        if not part:
+            raise FrameError(BAD_BODY, "Expected the bytes that an earlier connection left.")
+        self._checker.update(part)
+        self.offset += len(part)
 
     def discard(self) -> None:
         self.close()
