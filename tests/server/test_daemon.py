@@ -1,0 +1,157 @@
+"""A whole federation in real processes on loopback: joined, launched, killed, paused, promoted."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from client.ledger import Ledger
+from client.shelf import Shelf
+from conf.load import load_plan, to_json
+from server.app import store_path
+from server.errors import ServerError
+from server.home import CoordinatorHome
+from server.members import Members
+from server.store import Store
+from tests.heart_hospitals import SITES, write_folder
+from tests.server.federation_of_processes import Federation, federation, wait_until
+from trust.audit import AuditLog
+
+pytestmark = pytest.mark.slow
+
+
+def config(*words: str) -> str:
+    return to_json(load_plan(["task=heart", *words]))
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    directory = tmp_path_factory.mktemp("net")
+    with federation(directory, write_folder(directory / "data"), SITES) as there:
+        for site in SITES:
+            there.hospital(site)
+        yield there
+
+
+def charges(there: Federation, run: str) -> dict[str, list[tuple[int, int]]]:
+    """Of each site: rounds reserved and complete of every plan of this run in its ledger."""
+    with Store(store_path(there.home.run_directory(run))) as store:
+        plan = store.plan()
+    assert plan is not None
+    found = {}
+    for name, site in there.sites.items():
+        with Ledger(site.ledger, ceiling_epsilon=None, delta=1e-4) as ledger:
+            entries = [entry for entry in ledger.plans() if entry.plan_hash == plan.hash]
+        found[name] = [(entry.rounds_reserved, entry.rounds_complete) for entry in entries]
+    return found
+
+
+def kinds(there: Federation) -> list[str]:
+    with AuditLog(there.home.audit) as log:
+        return [record.kind for record in log.records()]
+
+
+def test_a_plan_runs_from_launch_to_a_model_that_sites_fetch(there: Federation) -> None:
+    run = there.launch(config("rounds=3", "privacy.epsilon=3"), quorum=3, request="plain")
+    there.wait_for(run, "done")
+    progress = there.progress(run)
+    assert progress["taking_part"] == list(SITES)
+    assert (progress["committed"], progress["refusals"]) == (3, [])
+    assert charges(there, run) == {site: [(3, 3)] for site in SITES}
+    model = next(entry for entry in there.call("models")["models"] if entry["run"] == run)
+    assert model["sha256"] == progress["model"]
+    assert set(model["epsilons"]) == set(SITES)
+    assert all(value <= 3.0 for value in model["epsilons"].values())
+    there.call("promote", number=model["number"], why="first")
+
+    def fetched() -> bool:
+        held = Shelf(there.sites["alpha"]).held("heart")
+        return held is not None and held[0].sha256 == model["sha256"]
+
+    wait_until(fetched)
+    wanted = ["run_launched", "plan_offered", "plan_agreed", "round_committed", "model_added"]
+    found = kinds(there)
+    assert [found.index(kind) for kind in wanted] == sorted(found.index(kind) for kind in wanted)
+    assert {"site_joined", "model_promoted"} <= set(found)
+
+
+def test_a_coordinator_that_is_killed_goes_on_and_nothing_is_charged_twice(there: Federation) -> None:
+    run = there.launch(config("rounds=40", "privacy.epsilon=3", "strategy=fedadam"), request="killed")
+    for committed in (1, 8, 16):
+        wait_until(lambda committed=committed: there.progress(run).get("committed", 0) >= committed)  # type: ignore[misc]  # bound now
+        assert there.kill("coordinator") == -signal.SIGKILL
+        there.serve()
+    there.wait_for(run, "done")
+    assert there.progress(run)["committed"] == 40
+    assert all(entries == [(40, 40)] for entries in charges(there, run).values())
+    with Store(store_path(there.home.run_directory(run))) as store:
+        rows = store.rounds()
+        assert [row.number for row in rows] == list(range(1, 41))
+        assert all(after.base == before.model for before, after in itertools.pairwise(rows))
+        assert store.answered(20) == SITES
+
+
+def test_a_site_that_is_killed_is_waited_for(there: Federation) -> None:
+    run = there.launch(config("rounds=20", "privacy.epsilon=3"), quorum=3, request="site-killed")
+    wait_until(lambda: there.progress(run).get("committed", 0) >= 3)
+    there.kill("beta")
+    there.hospital("beta")
+    there.wait_for(run, "done")
+    assert all(entries == [(20, 20)] for entries in charges(there, run).values())
+
+
+def test_a_run_is_paused_resumed_and_stopped(there: Federation) -> None:
+    run = there.launch(config("rounds=400", "privacy.epsilon=3"), request="paused")
+    wait_until(lambda: there.progress(run).get("committed", 0) >= 2)
+    there.call("pause", run=run, why="lunch")
+    assert there.state(run) == "paused"
+    other = there.launch(config("rounds=1", "privacy.epsilon=1"), request="next")
+    there.wait_for(other, "done")  # a paused run is in nobody's way
+    halted = there.progress(run)["committed"]
+    assert halted < 400
+    there.call("resume", run=run, why="")
+    wait_until(lambda: there.progress(run)["committed"] > halted)
+    there.call("stop", run=run, why="enough")
+    with pytest.raises(ServerError, match="stopped"):
+        there.call("resume", run=run, why="")
+    assert there.call("status", run=run)["run"]["reason"] == "enough"
+
+
+def test_a_second_coordinator_on_the_folder_is_refused(there: Federation) -> None:
+    home = CoordinatorHome(there.home.directory)
+    with pytest.raises(ServerError, match="Another process"), home.lock():
+        pass
+
+
+def test_a_revoked_site_is_cut_off_and_not_asked_any_more(there: Federation) -> None:
+    wait_until(lambda: "gamma" in there.call("connected")["connected"])
+    with Members(there.home.members) as members:
+        members.end("gamma", "revoked", "test", datetime.now(UTC))
+    wait_until(lambda: "gamma" not in there.call("connected")["connected"], 10.0)
+    run = there.launch(config("rounds=1", "privacy.epsilon=1"), request="without")
+    there.wait_for(run, "done")
+    assert there.progress(run)["taking_part"] == ["alpha", "beta"]
+    unknown = there.launch(config("rounds=1"), request="asked", sites=["alpha", "gamma"])
+    wait_until(lambda: there.state(unknown) == "failed")
+    assert "gamma" in there.call("status", run=unknown)["run"]["reason"]
+
+
+def test_health_and_metrics_are_on_loopback(there: Federation) -> None:
+    url = f"http://127.0.0.1:{there.home.settings().health_port}"
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+    assert values["twinward_sites_members"] == 2.0
+    assert values['twinward_runs{state="done"}'] >= 3.0
+    assert values["twinward_certificate_days_left"] > 300.0
+
+
+def test_it_ends_in_order_when_it_is_told_to(there: Federation) -> None:
+    assert there.kill("coordinator", signal.SIGTERM) == 0
+    assert kinds(there)[-1] == "stopped"
