@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cli.main import main
 from client.ledger import Ledger
 from client.shelf import Shelf
 from conf.load import load_plan, to_json
@@ -103,6 +105,24 @@ def test_a_site_that_is_killed_is_waited_for(there: Federation) -> None:
     there.hospital("beta")
     there.wait_for(run, "done")
     assert all(entries == [(20, 20)] for entries in charges(there, run).values())
+
+
+def test_the_commands_launch_and_follow_a_run_to_its_end(
+    there: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator = ["--operator", str(there.home.operators / "founder")]
+    words = ["task=heart", "rounds=2", "privacy.epsilon=1", "--sites", "alpha,beta", "--json", *operator]
+    assert main(["coordinator", "launch", *words]) == 0
+    run = json.loads(capsys.readouterr().out)["id"]
+    assert main(["coordinator", "watch", run, *operator]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{run} done, 2 of 2 rounds"
+    for command in (["runs"], ["status", run], ["models"]):
+        assert main(["coordinator", *command, *operator]) == 0
+        assert "done" in capsys.readouterr().out or command == ["models"]
+        assert main(["coordinator", *command, "--json", *operator]) == 0
+        assert run in json.dumps(json.loads(capsys.readouterr().out))
+    assert main(["coordinator", "launch", "data=folder", *operator]) == 2
+    assert "bring their own data" in capsys.readouterr().err
 
 
 def test_a_run_is_paused_resumed_and_stopped(there: Federation) -> None:
