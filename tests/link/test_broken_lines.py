@@ -68,10 +68,8 @@ def test_a_transfer_that_breaks_off_again_and_again_goes_on_where_it_stopped(the
         assert same(ask(LinkGrid(there.server), content), content)
         assert len(handled) == 1
         assert wire.connections > 10
-        for direction in (UP, DOWN):
-            # Each break may lose what was under way, and no more: from the start each time would
-            # have come to ten times the model and never to an end.
-            assert size < wire.passed[direction] < 4 * size
+        # No connection carries more than a tenth of the model: only going on comes to an end.
+        assert all(wire.passed[direction] > size for direction in (UP, DOWN))
 
 
 @pytest.mark.parametrize("swallowed", [(UP,), (DOWN,), (UP, DOWN)])
