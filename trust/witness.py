@@ -20,6 +20,7 @@ prove to anybody that the peer showed two histories.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -121,7 +122,7 @@ class Witness:
                 self._report("peer_log_refused", peer, signed, held, str(error))
             raise
         if held is None or (held.head.size, held.key) != (signed.head.size, signed.key):
-            self._log.hold("peer", peer, signed)
+            self._hold("peer", peer, signed, first=held is None)
 
     def _returned(self, peer: str, signed: SignedHead) -> None:
         """Compares a head of our log that a peer holds with what our log is."""
@@ -137,7 +138,12 @@ class Witness:
             raise TrustError(text)
         known = self._log.held("own", peer)
         if known is None or known.head.size < head.size or known.key != signed.key:
-            self._log.hold("own", peer, signed)
+            self._hold("own", peer, signed, first=known is None)
+
+    def _hold(self, whose: Whose, peer: str, signed: SignedHead, *, first: bool) -> None:
+        self._log.hold(whose, peer, signed)
+        if first:  # also after people have accepted a new log
+            self._said_at[peer] = -math.inf
 
     def _record(self, peer: str) -> None:
         """Writes down which heads were exchanged, the first time and then at most once an hour.
@@ -151,7 +157,8 @@ class Witness:
             self._said_at |= {
                 str(record.facts["peer"]): datetime.fromisoformat(record.time).timestamp()
                 for record in self._log.records(kinds=("heads_exchanged",))
-            } | {peer: self._said_at.get(peer, -_RECORD_EVERY_S)}
+            }
+            self._said_at.setdefault(peer, -math.inf)
         if abs(self._clock() - self._said_at[peer]) < _RECORD_EVERY_S:  # a clock may go backwards
             return
         self._log.append(
