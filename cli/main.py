@@ -51,6 +51,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "site personalise": ("cli.site", "fit the site's and each patient's model from the federation's"),
     "site plugins": ("cli.site", "list plug-ins with the sums that the policy pins"),
     "site leave": ("cli.joining", "leave the federation; key and certificate are destroyed"),
+    "site budget": ("cli.ledger", "say what a site has spent of its privacy budget"),
+    "site ledger": ("cli.ledger", "go on after a site's privacy ledger was lost"),
+    "audit verify": ("cli.audit", "find any change, cut or reordering in an audit log"),
+    "audit show": ("cli.audit", "print an audit log's newest records"),
+    "audit heads": ("cli.audit", "print the heads of other logs that are held"),
+    "audit accept": ("cli.audit", "accept that a member's log is another than before"),
 }
 
 
