@@ -69,7 +69,7 @@ class Plan:
         purpose: tells plans apart that are equal otherwise (which fold, which hospital left out).
         base_sha256: of the model from which the first round starts.
         quorum: a round needs the updates of at least so many sites.
-        deadline_s: how long the coordinator waits for sites to take the plan, and for each round.
+        deadline_s: after so long a round closes with a quorum of answers.
         aggregation: how updates are summed; "plain" shows the coordinator each site's update.
         versions: release of the software that the plan was made for; a site of another refuses.
         participants: sorted by site; empty while the plan is an offer.

@@ -24,7 +24,8 @@ from tests.heart_hospitals import SITES, write_folder
 from tests.server.federation_of_processes import Federation, federation, wait_until
 from trust.audit import AuditLog
 
-pytestmark = pytest.mark.slow
+# One federation for all, and each test goes on where the one before ended: so one worker, in order.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("daemon")]
 
 
 def config(*words: str) -> str:

@@ -81,7 +81,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
     signer = Signer.load(home.signing_key)
 
     def record(kind: str, *, who: str, why: str = "", **facts: str | int) -> None:
-        records.append((kind, {"who": who, "why": why} | facts))
+        records.append((kind, {"who": who, "why": why, **facts}))
 
     with Members(home.members) as members:
         queue, registry = Queue(home.queue), Registry(home.registry)
