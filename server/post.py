@@ -87,9 +87,13 @@ class Post:
                 return self._pull(ready[:1])
 
     def close(self) -> None:
-        """Ends the present question; answers that still come are late."""
-        self._late |= self._open
-        self._open.clear()
+        """Ends the present question; answers that still come are late, until the next one ends too.
+
+        What is older is withdrawn, so that a site that is away for long is not owed a pile of them.
+        """
+        if self.network is not None and self._late:
+            self.network.withdraw(self._late)
+        self._late, self._open = self._open, set()
 
     def drop(self) -> None:
         """Forgets all questions, also on the network."""

@@ -173,6 +173,17 @@ def test_a_round_closes_at_its_deadline_with_a_quorum_and_the_late_answer_is_ref
         assert (2, "gamma", "late") in store.refusals()
 
 
+def test_a_site_that_is_away_for_long_is_owed_two_requests_at_most(folder: Path, tmp_path: Path) -> None:
+    config = settings(folder, rounds=5)
+    grid = SlowGrid(config, tmp_path / "run", lambda site, *_: site != "gamma")
+    with federation(config, tmp_path / "run", grid, quorum=2, deadline_s=0.1) as (store, rounds):
+        rounds(Post(grid)).run()
+        assert [store.answered(number) for number in range(1, 6)] == [("alpha", "beta")] * 5
+        asked = [entry for entry in grid.asked if entry[0] == "gamma"]
+        assert len(asked) == 5
+        assert len(grid.withdrawn) >= 3
+
+
 def test_a_round_without_a_quorum_stays_open_past_its_deadline_until_a_site_returns(
     folder: Path, tmp_path: Path
 ) -> None:
