@@ -92,7 +92,8 @@ class AuditLog:
         self._path, self._signer, self._clock = Path(path).absolute(), signer, clock
         self._process = os.getpid()
         self._queue: list[_Entry] = []
-        self._queue_lock, self._lock = threading.Lock(), threading.RLock()
+        self._queued, self._lock = threading.Condition(), threading.RLock()
+        self._committing = False
         with self._faults("opened"):
             self._db = opened(self._path, "FULL")
             self._notes = opened(self._path, "NORMAL")
@@ -133,11 +134,8 @@ class AuditLog:
         """
         entry = _Entry(_body(kind, who, why, facts, self._clock()))
         self._refuse_forked()  # before a lock that another thread may have held at the fork
-        with self._queue_lock:
-            self._queue.append(entry)
-        with self._lock:  # whoever gets it first commits for all who wait
-            if not entry.done:
-                self._commit_queue()
+        if self._leads(entry):
+            self._commit_queue()
         if entry.error is not None:
             raise TrustError(
                 f"The audit log {self._path.name} cannot be written ({entry.error}); nothing that it"
@@ -228,30 +226,45 @@ class AuditLog:
             rows = self._notes.execute(f"{_HEADS} ORDER BY whose, peer").fetchall()
         return [(row[0], row[1], signed_head(row)) for row in rows]
 
-    def _commit_queue(self) -> None:
-        with self._queue_lock:
-            batch, self._queue = self._queue, []
-        try:
-            self._commit([entry.body for entry in batch])
-        except BaseException as error:
-            for entry in batch:  # they are in no queue any more: who waits must not take it for done
-                entry.error, entry.done = error, True
-            if not isinstance(error, Exception):
-                raise
-            return
-        first = self._tree.size - len(batch)
-        for place, entry in enumerate(batch):
-            entry.number, entry.done = first + place, True
+    def _leads(self, entry: _Entry) -> bool:
+        """Queues a record; True makes the caller commit the queue, False means that it is committed."""
+        with self._queued:
+            self._queue.append(entry)
+            while self._committing and not entry.done:
+                self._queued.wait()
+            leads = not entry.done
+            self._committing = self._committing or leads
+            return leads
 
-    def _commit(self, bodies: Sequence[dict[str, Any]]) -> None:
+    def _commit_queue(self) -> None:
+        """Commits all that waits, and tells those who wait."""
+        with self._queued:
+            batch, self._queue = self._queue, []
+        error: BaseException | None = None
+        try:
+            with self._lock:
+                self._commit(batch)
+        except BaseException as caught:
+            error = caught
+            if not isinstance(caught, Exception):
+                raise
+        finally:
+            with self._queued:
+                for entry in batch:  # they are in no queue any more: nobody else would tell them
+                    entry.error, entry.done = error, True
+                self._committing = False
+                self._queued.notify_all()
+
+    def _commit(self, batch: Sequence[_Entry]) -> None:
         with transaction(self._db) as sql:
             size, found = sql.execute("SELECT size, root FROM head").fetchone()
             if (size, found) != (self._tree.size, self._tree.root()):
                 self._tree = self._load()  # another process has appended
             tree = self._tree.copy()
             rows, nodes = [], []
-            for body in bodies:
-                text = canonical({**body, "number": tree.size})
+            for entry in batch:
+                entry.number = tree.size
+                text = canonical({**entry.body, "number": tree.size})
                 leaf = leaf_hash(text.encode())
                 rows.append((tree.size, text, leaf))
                 nodes += [(place(level, index), value) for level, index, value in tree.add(leaf)]
