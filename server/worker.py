@@ -202,6 +202,7 @@ class Worker:
             finally:
                 post.drop()
             self._register(store, run, digest)
+            self._record("run_ended", run, rounds=len(store.rounds()))
         queue.move(run.id, DONE)
 
     def _rounds(self, store: Store, run: Run, post: Post) -> Rounds:
@@ -211,6 +212,9 @@ class Worker:
         taking_part = [site for site, (_, code) in store.sites().items() if not code]
 
         def commit(row: RoundRow) -> None:
+            for number, site, code in store.refusals():
+                if number == row.number:
+                    self._record("update_refused", run, round=number, site=site, code=code)
             answered = len(store.answered(row.number))
             self._record("round_committed", run, round=row.number, model=str(row.model), sites=answered)
 

@@ -77,7 +77,7 @@ def test_a_plan_runs_from_launch_to_a_model_that_sites_fetch(there: Federation) 
         return held is not None and held[0].sha256 == model["sha256"]
 
     wait_until(fetched)
-    wanted = ["run_launched", "plan_offered", "plan_agreed", "round_committed", "model_added"]
+    wanted = ["run_launched", "plan_offered", "plan_agreed", "round_committed", "model_added", "run_ended"]
     found = kinds(there)
     assert [found.index(kind) for kind in wanted] == sorted(found.index(kind) for kind in wanted)
     assert {"site_joined", "model_promoted"} <= set(found)
