@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ import strategies
 from conf.load import from_json
 from conf.schema import Config, Privacy
 from privacy.accounting import GaussianRelease, calibrate, epsilon
-from server.census import DEADLINE_S, take_census
+from server.census import DEADLINE_S, Sign, take_census, unsigned
 from server.errors import ServerError
 from server.post import Post
 from server.rounds import OnRound, Rounds, trainable_shapes
 from server.store import Store
 from trust.digest import arrays_sha256, sha256
 from trust.plan import Plan, Terms
+from trust.signing import Signer, sign_plan
 from twin import models, prior, tasks
 
 app = ServerApp()
@@ -47,8 +49,11 @@ def main(grid: Grid, context: Context) -> None:
     directory = Path(str(context.run_config.get("directory", "")))
     if not directory.is_absolute():
         raise ServerError("Expected an absolute path in the run configuration's `directory`.")
+    key = str(context.run_config.get("signing_key", ""))
+    signer = Signer.load(Path(key)) if key else None
+    sign = unsigned if signer is None else partial(sign_plan, signer=signer)
     with Store(store_path(directory)) as store:
-        digest = coordinate(grid, store, config, part)
+        digest = coordinate(grid, store, config, part, sign)
     logger.info("federation complete: model %s", digest)
 
 
@@ -67,8 +72,11 @@ def store_path(directory: Path) -> Path:
     return directory / "coordinator.sqlite"
 
 
-def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
+def coordinate(grid: Grid, store: Store, config: Config, part: str, sign: Sign = unsigned) -> str:
     """The SHA-256 of the final model.
+
+    Args:
+        sign: the coordinator's signature over a plan's JSON, which hospitals ask for.
 
     Raises:
         ServerError: the store is of other settings, or no site takes part, or a round got no update.
@@ -84,7 +92,7 @@ def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
     final = store.fact("final")
     if final is not None:
         return final
-    nodes = take_census(grid, store, offer)
+    nodes = take_census(grid, store, offer, sign)
     plan = store.plan()
     if plan is None:
         raise ServerError("Expected a plan after the census; the coordinator's file is damaged.")
@@ -96,6 +104,7 @@ def coordinate(grid: Grid, store: Store, config: Config, part: str) -> str:
         nodes=nodes,
         shapes=trainable_shapes(store.arrays(plan.base_sha256), trainable_names(plan)),
         on_round=_on_round.get(),
+        signature=sign(plan.to_json()),
     )
     return rounds.run()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -17,19 +17,29 @@ from trust.plan import PATIENTS_STEP, Plan
 
 DEADLINE_S = 3600.0
 
+Sign = Callable[[str], str]
+
 logger = logging.getLogger(f"twinward.{__name__}")
 
 
-def take_census(grid: Grid, store: Store, offer: Plan) -> dict[str, int]:
+def unsigned(_: str) -> str:
+    """The signature of a simulation, which has nobody to convince."""
+    return ""
+
+
+def take_census(grid: Grid, store: Store, offer: Plan, sign: Sign = unsigned) -> dict[str, int]:
     """The node of each site that takes part; the plan and its participants are in the store.
 
     Sites are told apart by the name that they answer with, since nodes have random ids: after a
     crash the same sites are found at other nodes. Who takes part is asked once and stays so.
 
+    Args:
+        sign: the coordinator's signature over a plan's JSON.
+
     Raises:
         ServerError: no site takes part, two nodes claim one site, or a participant is not there.
     """
-    nodes, declared, refused = _declarations(grid, store, offer)
+    nodes, declared, refused = _declarations(grid, store, offer, sign)
     plan = store.plan()
     if plan is None:
         if not declared:
@@ -44,7 +54,7 @@ def take_census(grid: Grid, store: Store, offer: Plan) -> dict[str, int]:
             f"Expected the plan's participants {list(plan.sites)}; {missing} are not there now."
         )
     if store.fact("accepted") is None:
-        store.accept(_acceptances(grid, {site: nodes[site] for site in plan.sites}, plan))
+        store.accept(_acceptances(grid, {site: nodes[site] for site in plan.sites}, plan, sign))
     taking_part = [site for site, (_, code) in store.sites().items() if not code]
     if not taking_part:
         raise ServerError(f"Expected at least one site to accept the plan; all refused it: {store.sites()}.")
@@ -52,13 +62,13 @@ def take_census(grid: Grid, store: Store, offer: Plan) -> dict[str, int]:
 
 
 def _declarations(
-    grid: Grid, store: Store, offer: Plan
+    grid: Grid, store: Store, offer: Plan, sign: Sign
 ) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
     nodes: dict[str, int] = {}
     declared: dict[str, int] = {}
     refused: dict[str, str] = {}
     ids = sorted(_node_ids(grid))
-    for node, said in _ask(grid, DECLARE, offer.to_json(), ids):
+    for node, said in _ask(grid, DECLARE, offer.to_json(), ids, sign):
         if said is None:
             store.refuse(0, "", MALFORMED)
             continue
@@ -76,11 +86,11 @@ def _declarations(
     return nodes, declared, refused
 
 
-def _acceptances(grid: Grid, nodes: dict[str, int], plan: Plan) -> dict[str, str]:
+def _acceptances(grid: Grid, nodes: dict[str, int], plan: Plan, sign: Sign) -> dict[str, str]:
     """The sites that do not accept the plan, by code; one that does not answer is among them."""
     refused = dict.fromkeys(nodes, "no_answer")
     by_node = {node: site for site, node in nodes.items()}
-    for node, said in _ask(grid, ACCEPT, plan.to_json(), sorted(by_node)):
+    for node, said in _ask(grid, ACCEPT, plan.to_json(), sorted(by_node), sign):
         site = by_node[node]
         if said is None:
             refused[site] = MALFORMED
@@ -95,10 +105,13 @@ def _acceptances(grid: Grid, nodes: dict[str, int], plan: Plan) -> dict[str, str
     return refused
 
 
-def _ask(grid: Grid, kind: str, plan_json: str, ids: Iterable[int]) -> list[tuple[int, Answer | None]]:
+def _ask(
+    grid: Grid, kind: str, plan_json: str, ids: Iterable[int], sign: Sign
+) -> list[tuple[int, Answer | None]]:
     """Each node that was asked and answered, in order of node ids; None is a malformed answer."""
     asked = list(ids)
-    messages = [Message(plan_request(plan_json), node, kind, group_id="0") for node in asked]
+    signature = sign(plan_json)
+    messages = [Message(plan_request(plan_json, signature), node, kind, group_id="0") for node in asked]
     answers: dict[int, Answer | None] = {}
     for reply in grid.send_and_receive(messages, timeout=DEADLINE_S):
         node = reply.metadata.src_node_id

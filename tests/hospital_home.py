@@ -70,13 +70,15 @@ class Coordinator:
 
 
 @contextmanager
-def founded(directory: Path, policy: Policy | None = None, patients: int = 12) -> Iterator[Coordinator]:
-    """A hospital `alpha` with so many patients, and the coordinator whose key it trusts."""
+def founded(
+    directory: Path, policy: Policy | None = None, patients: int = 12, site: str = "alpha"
+) -> Iterator[Coordinator]:
+    """A hospital with so many patients, and the coordinator whose key it trusts."""
     data = write_folder(directory / "data", patients)
     signer = Signer.generate()
     home = SiteHome.create(
         directory / "home",
-        SiteSettings(federation="test", site="alpha", address="localhost:1", data_path=str(data / "alpha")),
+        SiteSettings(federation="test", site=site, address="localhost:1", data_path=str(data / site)),
     )
     home.save_coordinator_keys({signer.key_id: signer.public_hex})
     if policy is not None:

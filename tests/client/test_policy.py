@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -116,6 +118,15 @@ def test_the_default_policy_survives_its_own_text() -> None:
     assert parse_policy(policy_to_toml(POLICY)) == POLICY
     pinned = replace(AUTOMATIC, plugins={"twinward.tasks:mine": "a" * 64})
     assert parse_policy(policy_to_toml(pinned)) == pinned
+
+
+def test_every_key_and_every_code_of_a_verdict_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+    for section, entries in tomllib.loads(DEFAULT_POLICY).items():
+        for key in entries:
+            assert f"| `[{section}] {key}` |" in text
+    known = (Path(__file__).parents[2] / "docs" / "federation.md").read_text(encoding="utf-8") + text
+    assert [code for code in CODES if f"`{code}`" not in known] == []
 
 
 @given(st.floats(min_value=1e-3, max_value=1e6), st.integers(min_value=1, max_value=10**9))
