@@ -34,7 +34,7 @@ STYPE = "numpy.ndarray"
 APP_RAISED = 2  # Flower's own code of a ClientApp that raised
 BAD_HEADER, BAD_BODY, TOO_LARGE = "bad_header", "bad_body", "too_large"
 
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytes | memoryview]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,10 @@ class Parcel:
 
     def part(self, offset: int, size: int) -> bytes:
         """The body from `offset` on, at most `size` bytes of it."""
+        return b"".join(self.views(offset, size))
+
+    def views(self, offset: int, size: int) -> list[memoryview]:
+        """The same, not copied."""
         found: list[memoryview] = []
         start = 0
         for piece in self.pieces:
@@ -91,7 +95,7 @@ class Parcel:
             start = end
             if start >= offset + size:
                 break
-        return b"".join(found)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +302,7 @@ def open_reply(manifest: Manifest, read: Read, request: Message) -> Message:
 
 def open_payload(manifest: Manifest, read: Read) -> bytes:
     """The bytes of a call or of its result."""
-    return read(0, manifest.total)
+    return bytes(read(0, manifest.total))
 
 
 def _content(manifest: Manifest, read: Read) -> RecordDict:
@@ -341,7 +345,7 @@ def _raw(array: Array) -> tuple[str, tuple[int, ...], memoryview]:
     return dtype.name, shape, memoryview(array.data)[file.tell() :]
 
 
-def _array(info: pb.ArrayInfo, raw: bytes) -> Array:
+def _array(info: pb.ArrayInfo, raw: bytes | memoryview) -> Array:
     file = BytesIO()
     shape = tuple(int(size) for size in info.shape)
     descr = np.lib.format.dtype_to_descr(np.dtype(info.dtype))

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
+from link.chunks import read_chunk, write_chunk
 from link.errors import LinkError
 from link.frames import BAD_BODY, BAD_HEADER, Checker, FrameError, Limits, Manifest, Parcel, open_header
 from link.generated import link_pb2 as pb
@@ -105,6 +106,8 @@ class Session:
         self._offset: int | None = None
         self._chunk = FIRST_CHUNK_BYTES
         self._incoming: Incoming | None = None
+        self._dropped_number = 0
+        self._writing: asyncio.Future[None] | None = None
         self._taken_number = 0
         self._heard_at = time.monotonic()
         self.bytes_in = self.bytes_out = 0
@@ -144,7 +147,8 @@ class Session:
         finally:
             for task in work:
                 task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+            left = [*work] if self._writing is None else [*work, self._writing]
+            await asyncio.gather(*left, return_exceptions=True)
             if self._incoming is not None:
                 self._incoming.close()
 
@@ -163,9 +167,11 @@ class Session:
                 await self._wake.wait()
 
     async def _put(self, frame: pb.Frame) -> None:
-        data = frame.SerializeToString()
-        self.bytes_out += len(data)
-        await self._stream.write(data)
+        await self._put_bytes(frame.SerializeToString())
+
+    async def _put_bytes(self, frame: bytes) -> None:
+        self.bytes_out += len(frame)
+        await self._stream.write(frame)
 
     async def _offer(self, parcel: Parcel) -> None:
         if reason := self._owner.still():
@@ -181,9 +187,9 @@ class Session:
         following = offset + size
         # Set before the write, since the peer's next Want may come while it lasts.
         self._offset = following if following < parcel.total else None
-        chunk = pb.Chunk(number=self._sent_number, offset=offset, data=parcel.part(offset, size))
+        frame = write_chunk(self._sent_number, offset, parcel.views(offset, size))
         started = time.monotonic()
-        await self._put(pb.Frame(chunk=chunk))
+        await self._put_bytes(frame)
         took_s = time.monotonic() - started
         if took_s < FAST_S:
             self._chunk = min(2 * self._chunk, self._limits.chunk_bytes)
@@ -200,12 +206,16 @@ class Session:
         while (data := await self._stream.read()) is not None:
             self._heard_at = time.monotonic()
             self.bytes_in += len(data)
+            if (chunk := read_chunk(data)) is not None:
+                await self._take_chunk(*chunk)
+                continue
             frame = parse_frame(data)
             kind = frame.WhichOneof("kind")
             if kind == "offer":
                 await self._take_offer(frame.offer)
             elif kind == "chunk":
-                await self._take_chunk(frame.chunk)
+                part = frame.chunk
+                await self._take_chunk(part.number, part.offset, memoryview(part.data))
             elif kind == "want":
                 self._take_want(frame.want)
             elif kind == "received":
@@ -218,6 +228,7 @@ class Session:
                 raise SessionEnded(PROTOCOL_VIOLATED, "Expected no second greeting and no unknown frame.")
 
     async def _take_offer(self, offer: pb.Offer) -> None:
+        await self._written()
         if offer.number != self._taken_number + 1 or self._incoming is not None:
             raise SessionEnded(PROTOCOL_VIOLATED, "Expected the next offer in its turn.")
         if reason := self._owner.still():
@@ -257,19 +268,31 @@ class Session:
         else:
             self._say(pb.Frame(want=pb.Want(number=self._taken_number, offset=incoming.offset)))
 
-    async def _take_chunk(self, chunk: pb.Chunk) -> None:
+    async def _take_chunk(self, number: int, offset: int, data: memoryview) -> None:
+        """Writes a chunk while the next one is on its way; the last is waited for at once."""
+        await self._written()
         incoming = self._incoming
-        if incoming is not None and incoming.skipping and chunk.offset:
+        if number == self._dropped_number:
+            return  # sent before the peer read that its parcel is refused
+        if incoming is not None and incoming.skipping and offset:
             return  # sent before the peer read that it shall begin again
-        if incoming is None or chunk.number != self._taken_number or chunk.offset != incoming.offset:
+        if incoming is None or number != self._taken_number or offset != incoming.offset:
             raise SessionEnded(PROTOCOL_VIOLATED, "Expected the next chunk of the parcel that was wanted.")
-        size = len(chunk.data)
-        if not 0 < size <= min(self._limits.chunk_bytes, incoming.manifest.total - incoming.offset):
+        if not 0 < data.nbytes <= min(self._limits.chunk_bytes, incoming.manifest.total - offset):
             raise SessionEnded(PROTOCOL_VIOLATED, "Expected a chunk within the declared total.")
+        incoming.skipping = False
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(None, incoming.write, data)
+        if offset + data.nbytes == incoming.manifest.total:
+            await self._written()
+
+    async def _written(self) -> None:
+        """Waits for the chunk that is being written, and acts on what came of it."""
+        writing, self._writing, incoming = self._writing, None, self._incoming
+        if writing is None or incoming is None:
+            return
         try:
-            data = chunk.data
-            incoming.skipping = False
-            await _off_loop(lambda: incoming.write(data))
+            await writing
             if incoming.offset == incoming.manifest.total:
                 self._finish(incoming)
         except FrameError as error:
@@ -297,6 +320,7 @@ class Session:
         if self._incoming is not None:
             self._incoming.discard()
             self._incoming = None
+            self._dropped_number = self._taken_number
         if header is not None:
             self._owner.rejected(header, error.code)
         self._answer(error.code)

@@ -7,6 +7,7 @@ until all hashes are right: a damaged one is thrown away and asked for anew.
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
 import threading
@@ -27,20 +28,15 @@ class Body:
     """A whole, checked body: in memory if it came inline, else in a file that `close` removes."""
 
     def __init__(self, data: bytes = b"", path: Path | None = None) -> None:
-        self._data = data
+        self._data: bytes | mmap.mmap = data
         self._path = path
 
-    def read(self, offset: int, size: int) -> bytes:
-        """The bytes from `offset` on, at most `size` of them."""
-        if self._path is None:
-            return self._data[offset : offset + size]
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            parts, left = [], size
-            while left and (part := file.read(left)):
-                parts.append(part)
-                left -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def read(self, offset: int, size: int) -> memoryview:
+        """The bytes from `offset` on, at most `size` of them; of a file they are not copied."""
+        if self._path is not None and not self._data:
+            with self._path.open("rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return memoryview(self._data)[offset : offset + size]
 
     def close(self) -> None:
         if self._path is not None:
@@ -92,7 +88,7 @@ class Incoming:
             if self._file >= 0:
                 os.ftruncate(self._file, self.offset)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Takes the next bytes.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,29 @@ def test_an_answer_that_comes_after_the_deadline_reaches_nobody(there: Federatio
     (reply,) = grid.send_and_receive(numbered(2), timeout=20)
     assert reply.content.config_records["round"]["number"] == 2
     assert there.wait_for("repeated_answer", "alpha")
+
+
+def test_a_full_disk_refuses_one_parcel_and_keeps_the_connection(
+    there: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there.hospital("alpha", echo)
+    grid = LinkGrid(there.server)
+    (node,) = grid.get_node_ids()
+    write = os.pwrite
+
+    def full(file: int, data: bytes, offset: int) -> int:
+        if offset > 300_000:
+            raise OSError(28, "No space left on device")
+        return write(file, data, offset)
+
+    monkeypatch.setattr("link.transfers.os.pwrite", full)
+    (reply,) = grid.send_and_receive([Message(model(4), node, "train")], timeout=20)
+    assert reply.has_error()
+    assert reply.error.reason == "no_space"
+    monkeypatch.undo()
+    content = model(4)
+    assert same(ask(grid, content), content)
+    assert [event for event, _, _ in there.events] == ["connected"]
 
 
 def test_a_second_connection_replaces_the_first(there: Federation) -> None:
