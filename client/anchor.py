@@ -20,7 +20,8 @@ from client.errors import ClientError
 from client.journal import LedgerHead
 from client.ledger import Ledger
 from privacy.accounting import GaussianRelease
-from trust.audit import AuditLog, Record
+from trust.audit import AuditLog
+from trust.record import Record
 
 RECOVERED = "recovered offer "
 """What the terms of a recovered plan begin with; the hash of its offer follows."""

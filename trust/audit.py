@@ -15,7 +15,6 @@ What it is not: a log that its owner cannot cut. It is heads at the others that 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sqlite3
 import threading
@@ -23,17 +22,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
 from trust.errors import TrustError
 from trust.heads import Head, SignedHead
-from trust.kinds import KINDS
 from trust.merkle import EMPTY_ROOT, Frontier, consistency_proof, leaf_hash, peaks, root
+from trust.record import Fact, Record, canonical, new_body
 from trust.signing import Signer
-
-Fact = str | int | float | bool
 
 VERSION: Final = 1
 TABLES: Final = {
@@ -48,20 +44,6 @@ TABLES: Final = {
 }
 _HEADS: Final = "SELECT whose, peer, size, root, time, key, signature FROM heads"
 _WAIT_S: Final = 60.0
-_LONGEST_WHY: Final = 2000
-_LONGEST_FACT: Final = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One record of a log: what (`kind`), who, why, when (UTC, ISO 8601) and its facts."""
-
-    number: int
-    kind: str
-    who: str
-    why: str
-    time: str
-    facts: dict[str, Fact]
 
 
 @dataclass(slots=True)
@@ -132,7 +114,7 @@ class AuditLog:
             TrustError: the kind or a fact is not allowed, or the log cannot be written; then what it
                 would record must not happen.
         """
-        entry = _Entry(_body(kind, who, why, facts, self._clock()))
+        entry = _Entry(new_body(kind, who, why, facts, self._clock()))
         self._refuse_forked()  # before a lock that another thread may have held at the fork
         if self._leads(entry):
             self._commit_queue()
@@ -308,11 +290,6 @@ class AuditLog:
             raise TrustError(f"The audit log {self._path.name} cannot be {done} ({error}).") from error
 
 
-def canonical(record: dict[str, Any]) -> str:
-    """The one text of a record, over which it is hashed."""
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def place(level: int, index: int) -> int:
     """A number of its own for each whole subtree: its place if the tree is read from left to right."""
     return (2 * index + 1 << level) - 1
@@ -367,39 +344,3 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         if connection.in_transaction:  # a full disk may have ended it already
             connection.execute("ROLLBACK")
         raise
-
-
-def _body(kind: str, who: str, why: str, facts: dict[str, Fact], time_s: float) -> dict[str, Any]:
-    if kind not in KINDS:
-        raise TrustError(f"Expected a kind of record that trust/kinds.py lists; {kind!r} came.")
-    unknown = sorted(set(facts) - KINDS[kind])
-    if unknown:
-        raise TrustError(
-            f"A record {kind!r} may carry {sorted(KINDS[kind])}, not {unknown} (trust/kinds.py)."
-        )
-    wrong = sorted(name for name, value in facts.items() if not _is_fact(value))
-    if wrong or not isinstance(who, str) or not 0 < len(who) <= _LONGEST_FACT:
-        raise TrustError(
-            f"Expected who and every fact as text of at most {_LONGEST_FACT} characters, a number or a"
-            f" truth value; at fault: {wrong or ['who']}."
-        )
-    when = datetime.fromtimestamp(time_s, tz=UTC).isoformat(timespec="microseconds")
-    cut = why if len(why) <= _LONGEST_WHY else why[: _LONGEST_WHY - 1] + "…"
-    return {
-        "kind": kind,
-        "who": who,
-        "why": cut,
-        "time": when,
-        "facts": {name: _plain(value) for name, value in facts.items()},
-    }
-
-
-def _plain(value: Fact) -> Fact:
-    """The fact as JSON can hold it: an infinite epsilon becomes the text inf."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_fact(value: object) -> bool:
-    if isinstance(value, str):
-        return len(value) <= _LONGEST_FACT
-    return isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**63)

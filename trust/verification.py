@@ -16,10 +16,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from trust.audit import TABLES, VERSION, canonical, place, signed_head
+from trust.audit import TABLES, VERSION, place, signed_head
 from trust.errors import TrustError
 from trust.heads import SignedHead
 from trust.merkle import Frontier, leaf_hash
+from trust.record import canonical
 
 _MOST_FAULTS: Final = 50
 _FIELDS: Final = {"number", "kind", "who", "why", "time", "facts"}

@@ -27,10 +27,11 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
-from trust.audit import AuditLog, Fact, canonical
+from trust.audit import AuditLog
 from trust.errors import TrustError
 from trust.heads import SignedHead
 from trust.merkle import HASH_BYTES, is_consistent
+from trust.record import Fact, canonical
 
 Whose = Literal["own", "peer"]
 
