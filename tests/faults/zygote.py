@@ -1,0 +1,72 @@
+"""Imports everything once, then starts commands as forks of itself: a process a second would be too slow.
+
+Nothing is open and no thread runs at the fork. Reads JSON lines, answers each with one: start → id of
+the process; poll → how it ended, null while it runs. All it started ends with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+import link  # noqa: F401  before grpc
+
+import torch  # isort: skip
+
+import cli.coordinator
+import cli.main
+import cli.site
+import twin.models
+import twin.prior
+import twin.tasks  # noqa: F401
+from tests.faults.injected import inject
+
+
+def start(words: list[str], log: str, fault: dict[str, Any]) -> int:
+    """The id of a process that runs `twinward <words>` with a fault."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() == parent:
+            _redirect(log)
+            inject(fault)
+            code = cli.main.main(words)
+    except BaseException:  # noqa: BLE001  whatever it is, the child ends here and says so
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(log: str) -> None:
+    empty = os.open(os.devnull, os.O_RDONLY)
+    written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((empty, 0), (written, 1), (written, 2)):
+        os.dup2(source, target)
+
+
+def serve() -> None:
+    """Until the other end closes its pipe."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked["do"] == "start":
+            answer: int | None = start(asked["words"], asked["log"], asked["fault"])
+        else:
+            ended, status = os.waitpid(asked["process"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
