@@ -159,9 +159,20 @@ def _facts(hospital: Hospital, offer: Offer) -> dict[str, Any]:
 
 
 def _print_plans(facts: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("plan", "state", "task", "model", "rounds", "epsilon", "over life", "offered", "who", "why")
+    table = Table(
+        Column("plan", no_wrap=True, min_width=12),
+        "state",
+        "task",
+        "model",
+        "rounds",
+        "epsilon",
+        "over life",
+        "offered",
+        "who",
+        "why",
+    )
     for entry in facts:
         table.add_row(
             entry["plan"][:12],
