@@ -18,7 +18,7 @@ from tests.records import toy_examples, toy_task
 from twin import models
 from twin.halves import halves
 from twin.models.network import Network
-from twin.personal.bayes import PRECISIONS, SiteModel, adapt_patients, adapt_site
+from twin.personal.bayes import PRECISIONS, SiteModel, _precision_by_days, adapt_patients, adapt_site
 from twin.personal.logistic import _fit, adapt_site_classifier
 from twin.personal.moments import Moments, moments
 from twin.personal.spread import patient_spreads, shrinkage, site_spreads
@@ -196,7 +196,9 @@ def test_with_an_infinite_precision_nobody_moves() -> None:
     network, task = toy()
     examples = hospital(5, np.random.default_rng(5).normal(0, 0.6, (8, 4)))
     site = replace(
-        adapt_site(network, task, examples), patient_precision=INFINITE, patient_spread_windows=INFINITE
+        adapt_site(network, task, examples),
+        patient_precisions=((0.0, INFINITE),),
+        patient_spread_windows=INFINITE,
     )
     personal = adapt_patients(network, task, site, examples, halves(examples, 60.0)[0])
     assert not personal.kept_P.any()
@@ -211,16 +213,32 @@ def test_a_personal_shift_is_the_posterior_mean_around_the_sites_model() -> None
     site, early = adapt_site(network, task, examples), halves(examples, 60.0)[0]
     personal = adapt_patients(network, task, site, examples, early)
     assert personal.kept_P.any()
+    precisions = _precision_by_days(site, examples, early)
     table, rest = examples.table_NF.double().numpy(), (examples.target_NH.double().numpy() - 150.0) / SCALE
     for p in range(8):
         rows = (early & (examples.patient_N == p)).numpy()
+        precision = float(precisions[p])
         for h in range(4):
             prior = site.shift_HD[h].numpy()
             expected = prior
             if personal.kept_P[p]:
-                inverse = np.linalg.inv(table[rows].T @ table[rows] + site.patient_precision * np.eye(4))
-                expected = inverse @ (table[rows].T @ rest[rows, h] + site.patient_precision * prior)
+                inverse = np.linalg.inv(table[rows].T @ table[rows] + precision * np.eye(4))
+                expected = inverse @ (table[rows].T @ rest[rows, h] + precision * prior)
             np.testing.assert_allclose(personal.shift_PHD[p, h], expected, atol=1e-5)
+
+
+def test_a_short_record_gets_the_precision_of_short_records() -> None:
+    network, task = toy()
+    examples = hospital(6, np.random.default_rng(6).normal(0, 0.6, (8, 4)))
+    site = replace(
+        adapt_site(network, task, examples), patient_precisions=((0.0, 7.0), (1.7, 5.0), (4.6, 3.0))
+    )
+    first_us = examples.time_us_N[0]
+    for days, expected in ((0.9, 7.0), (3.0, 5.0), (7.0, 3.0), (60.0, 3.0)):
+        times = first_us + torch.linspace(0, days * 86_400e6, len(examples)).long()
+        one = replace(examples, time_us_N=times, patient_N=torch.zeros(len(examples), dtype=torch.long))
+        adapting = torch.ones(len(examples), dtype=torch.bool)
+        assert float(_precision_by_days(site, one, adapting)[0]) == expected
 
 
 def test_a_batch_of_patients_is_each_patient_alone() -> None:
@@ -247,7 +265,7 @@ def test_patients_whose_pattern_differs_are_kept_and_forecast_better() -> None:
 def test_patients_who_differ_by_noise_alone_are_not_made_worse() -> None:
     for seed in range(5):
         site, kept, shift, site_rmse, personal_rmse = personal_of(hospital(20 + seed, np.zeros((12, 4))))
-        assert site.patient_precision >= 300.0
+        assert all(precision >= 300.0 for _, precision in site.patient_precisions)
         assert personal_rmse.mean() < 1.01 * site_rmse.mean()
         assert kept.float().mean() < 1.0 or (shift - site.shift_HD).abs().max() < 0.1
 

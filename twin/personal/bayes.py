@@ -29,6 +29,8 @@ _GROUPS = 10
 _CHUNK_FLOATS = 4_000_000
 # A personal model is fitted on the first three quarters of a patient's data and proved on the rest.
 _FIT_SHARE = 0.75
+# The prior of a patient is estimated on records of so many days, and serves records from so many on.
+_DAYS = ((0.0, 1.0), (1.7, 3.0), (4.6, 7.0), (10.0, None))
 
 
 @runtime_checkable
@@ -56,14 +58,15 @@ class SiteModel:
         shift_HD: added to the last layer of each horizon.
         log_spread_2H: added to the log of the spread below and above.
         precision: of the prior at the global model, in windows.
-        patient_precision: of the prior at this model that its patients' models get.
+        patient_precisions: of the prior at this model that its patients' models get, by the days of
+            record that adapt: pairs of days and precision, days rising from 0.
         patient_spread_windows: windows of a patient that weigh as much as the site in the spread.
     """
 
     shift_HD: Tensor
     log_spread_2H: Tensor
     precision: float
-    patient_precision: float
+    patient_precisions: tuple[tuple[float, float], ...]
     patient_spread_windows: float
 
     def outputs(self, network: Network, task: PathTask, examples: Examples) -> Tensor:
@@ -112,17 +115,17 @@ def adapt_site(network: Network, task: PathTask, examples: Examples) -> SiteMode
     whole = view.moments(torch.ones(len(examples), dtype=torch.bool)).at(trained)
     left_out = _left_out(whole, groups)
     precision = _best([_site_error(whole, left_out, groups, p) for p in PRECISIONS])
-    without_GHD = _fit(left_out, precision)
+    without_GHD = left_out.fit(precision)
     group_of_P = torch.zeros(len(examples.patients), dtype=torch.long)
     group_of_P[trained] = groups
     unseen_NH = view.rest_after(without_GHD[group_of_P])
     spread = site_spreads(unseen_NH, view.spread_N2H, examples.observed_NH)
-    patient_precision = _patient_precision(view, without_GHD[group_of_P], trained)
+    patient_precisions = _patient_precisions(view, without_GHD[group_of_P], trained)
     return SiteModel(
-        shift_HD=_fit(whole.total(), precision)[0],
+        shift_HD=whole.total().fit(precision)[0],
         log_spread_2H=spread,
         precision=precision,
-        patient_precision=patient_precision,
+        patient_precisions=patient_precisions,
         patient_spread_windows=shrinkage(
             unseen_NH, view.spread_N2H * spread.exp(), examples, *view.early_late()
         ),
@@ -137,10 +140,11 @@ def adapt_patients(
     patients = len(examples.patients)
     start_PHD = site.shift_HD.expand(patients, -1, -1)
     fit_N, proof_N = within(examples, adapting, _FIT_SHARE)
-    shift_PHD = _fit(view.moments(fit_N).after(start_PHD), site.patient_precision)
+    precision_P = _precision_by_days(site, examples, adapting)
+    shift_PHD = view.moments(fit_N).after(start_PHD).fit(precision_P)
     proof = view.moments(proof_N).after(start_PHD)
     kept_P = (proof.error(shift_PHD).sum(1) < proof.square_PH.sum(1)) & (proof.count_PH.sum(1) > 0)
-    full_PHD = _fit(view.moments(adapting).after(start_PHD), site.patient_precision)
+    full_PHD = view.moments(adapting).after(start_PHD).fit(precision_P)
     rest_NH = view.rest_after(start_PHD)
     own_P2H = patient_spreads(
         rest_NH, view.spread_N2H * site.log_spread_2H.exp(), examples, adapting, site.patient_spread_windows
@@ -205,10 +209,6 @@ def _path(features_ND: Tensor, shift_PHD: Tensor, patient_N: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _fit(of: Moments, precision: float) -> Tensor:
-    return torch.zeros_like(of.cross_PHD) if precision == float("inf") else of.fit(precision)
-
-
 def _left_out(whole: Moments, groups_P: Tensor) -> Moments:
     """Sums over all patients but those of one group, a row per group."""
     total = whole.total()
@@ -216,16 +216,40 @@ def _left_out(whole: Moments, groups_P: Tensor) -> Moments:
 
 
 def _site_error(whole: Moments, left_out: Moments, groups_P: Tensor, precision: float) -> float:
-    return float(whole.error(_fit(left_out, precision)[groups_P]).sum())
+    return float(whole.error(left_out.fit(precision)[groups_P]).sum())
 
 
-def _patient_precision(view: _View, start_PHD: Tensor, trained: Tensor) -> float:
-    """The precision with which other patients' earlier halves best forecast their later halves."""
-    early_N, late_N = view.early_late()
+def _patient_precisions(view: _View, start_PHD: Tensor, trained: Tensor) -> tuple[tuple[float, float], ...]:
+    """The precisions with which other patients' last days of the earlier half best forecast the later.
+
+    One for each number of days: a day says less of a patient than its windows count, since they
+    resemble each other and days do not.
+    """
     start = start_PHD[trained]
-    early = view.moments(early_N).at(trained).after(start)
+    whole_N, late_N = view.early_late()
     late = view.moments(late_N).at(trained).after(start)
-    return _best([float(late.error(_fit(early, p)).sum()) for p in PRECISIONS])
+    found: list[tuple[float, float]] = []
+    for days, length in _DAYS:
+        early_N, _ = halves(view.examples, view.horizon_min, length)
+        early = view.moments(early_N).at(trained).after(start)
+        found.append((days, _best([float(late.error(early.fit(p)).sum()) for p in PRECISIONS])))
+        if bool((early_N == whole_N).all()):
+            break
+    return tuple(found)
+
+
+def _precision_by_days(site: SiteModel, examples: Examples, adapting: Tensor) -> Tensor:
+    """The precision for the days that adapt of each patient, P."""
+    patients = len(examples.patients)
+    first_P = torch.full((patients,), 2**62, dtype=torch.int64)
+    last_P = torch.zeros(patients, dtype=torch.int64)
+    where, time_us = examples.patient_N[adapting], examples.time_us_N[adapting]
+    first_P = first_P.scatter_reduce(0, where, time_us, "amin")
+    last_P = last_P.scatter_reduce(0, where, time_us, "amax")
+    days_P = (last_P - first_P).clamp(min=0).double() / 86_400e6
+    edges = torch.tensor([days for days, _ in site.patient_precisions[1:]], dtype=torch.float64)
+    values = torch.tensor([precision for _, precision in site.patient_precisions], dtype=torch.float64)
+    return values[torch.searchsorted(edges, days_P, right=True)]
 
 
 def _best(errors: list[float]) -> float:
@@ -237,6 +261,6 @@ def _unmoved(horizons: int, size: int, like: Tensor) -> SiteModel:
         shift_HD=like.new_zeros(horizons, size),
         log_spread_2H=no_change(horizons, like),
         precision=float("inf"),
-        patient_precision=1e3,
+        patient_precisions=((0.0, 1e3),),
         patient_spread_windows=1e3,
     )
