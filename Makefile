@@ -8,11 +8,12 @@ PYTHON ?=
 ARGS ?=
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: help simulate test lint docs proto wheel clean
+.PHONY: help simulate test faults lint docs proto wheel clean
 
 help:
 	@echo "make simulate   run the main job: virtual hospitals, private training, a report (ARGS=...)"
 	@echo "make test       run the tests (ARGS=...)"
+	@echo "make faults     the long form of tests/faults: hundreds of kills, cut lines, full disks"
 	@echo "make lint       ruff, mypy --strict, the rules on imports"
 	@echo "make docs       write the tables of docs/configuration.md anew"
 	@echo "make proto      make link/generated from link/proto"
@@ -25,6 +26,10 @@ simulate: $(STAMP)
 # A file's tests stay in one process, which makes what they share (a run, a wheel, read recordings) once.
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# `make test` has the short form of the same tests.
+faults: $(STAMP)
+	TWINWARD_FAULTS=long $(VENV)/bin/python -m pytest tests/faults $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

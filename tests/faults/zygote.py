@@ -12,19 +12,26 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from typing import Any
 
-import link  # noqa: F401  before grpc
-
-import torch  # isort: skip
-
-import cli.coordinator
-import cli.main
-import cli.site
-import twin.models
-import twin.prior
-import twin.tasks  # noqa: F401
-from tests.faults.injected import inject
+MODULES = (
+    "link",  # before grpc
+    "torch",
+    "cli.main",
+    "cli.coordinator",
+    "cli.site",
+    "client.agent",
+    "client.app",
+    "client.hospital",
+    "server.daemon",
+    "server.operator",
+    "strategies",
+    "twin.connectors.folder",
+    "twin.models",
+    "twin.prior",
+    "twin.tasks",
+)
 
 
 def start(words: list[str], log: str, fault: dict[str, Any]) -> int:
@@ -38,8 +45,8 @@ def start(words: list[str], log: str, fault: dict[str, Any]) -> int:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() == parent:
             _redirect(log)
-            inject(fault)
-            code = cli.main.main(words)
+            import_module("tests.faults.injected").inject(fault)
+            code = import_module("cli.main").main(words)
     except BaseException:  # noqa: BLE001  whatever it is, the child ends here and says so
         traceback.print_exc()
     finally:
@@ -57,7 +64,10 @@ def _redirect(log: str) -> None:
 
 def serve() -> None:
     """Until the other end closes its pipe."""
-    torch.set_num_threads(1)
+    for module in MODULES:
+        import_module(module)
+    import_module("torch").set_num_threads(1)
+    _warm()
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "start":
@@ -66,6 +76,13 @@ def serve() -> None:
             ended, status = os.waitpid(asked["process"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if ended else None
         print(json.dumps(answer), flush=True)
+
+
+def _warm() -> None:
+    """Lets libraries that are loaded when they are first needed be loaded here."""
+    accounting, load = import_module("privacy.accounting"), import_module("conf.load")
+    accounting.epsilon([accounting.GaussianRelease(noise_multiplier=4.0, sampling_rate=0.5, steps=2)], 1e-4)
+    load.load_plan(["task=heart"])
 
 
 if __name__ == "__main__":
