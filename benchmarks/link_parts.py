@@ -27,11 +27,11 @@ def credentials(authority: Authority, name: str, *, coordinator: bool = False) -
     """A key and certificate of a member, or of the coordinator on loopback."""
     key, now = new_key(), datetime.now(UTC)
     request = signing_request(key, name)
-    role = "coordinator" if coordinator else "site"
-    identity = Identity(federation=FEDERATION, role=role, name=name)
     if coordinator:
+        identity = Identity(federation=FEDERATION, role="coordinator", name=name)
         certificate = authority.issue_server(request, identity, ["127.0.0.1"], 1, now=now)
     else:
+        identity = Identity(federation=FEDERATION, role="site", name=name)
         certificate = authority.issue(request, identity, 1, now=now)
     return Credentials(key=key_to_pem(key), certificate=certificate, authorities=authority.certificate_pem)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -34,7 +34,22 @@ STYPE = "numpy.ndarray"
 APP_RAISED = 2  # Flower's own code of a ClientApp that raised
 BAD_HEADER, BAD_BODY, TOO_LARGE = "bad_header", "bad_body", "too_large"
 
-Read = Callable[[int, int], bytes | memoryview]
+
+class Source(Protocol):
+    """A body of known bytes, wherever it lies."""
+
+    def read_into(self, offset: int, place: memoryview) -> None:
+        """Copies the bytes from `offset` on into `place`, all of it."""
+
+
+class InMemory:
+    """A body in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_into(self, offset: int, place: memoryview) -> None:
+        place[:] = memoryview(self._data)[offset : offset + place.nbytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +279,7 @@ class Checker:
             self._left = self._lengths[self._place] if self._place < len(self._lengths) else 0
 
 
-def open_request(manifest: Manifest, read: Read) -> Message:
+def open_request(manifest: Manifest, source: Source) -> Message:
     """The message for the hospital's app.
 
     Raises:
@@ -273,7 +288,7 @@ def open_request(manifest: Manifest, read: Read) -> Message:
     header = manifest.header
     try:
         return received_message(
-            _content(manifest, read),
+            _content(manifest, source),
             message_id=header.id,
             message_type=header.type,
             group_id=header.group,
@@ -285,7 +300,7 @@ def open_request(manifest: Manifest, read: Read) -> Message:
         raise FrameError(BAD_HEADER, "Expected a message that Flower can build.") from None
 
 
-def open_reply(manifest: Manifest, read: Read, request: Message) -> Message:
+def open_reply(manifest: Manifest, source: Source, request: Message) -> Message:
     """The answer to `request`; who sent it and to whom follows from the request alone.
 
     Raises:
@@ -295,17 +310,19 @@ def open_reply(manifest: Manifest, read: Read, request: Message) -> Message:
     if header.error:
         return Message(Error(code=int(header.error_number), reason=""), reply_to=request)
     try:
-        return Message(_content(manifest, read), reply_to=request)
+        return Message(_content(manifest, source), reply_to=request)
     except (TypeError, ValueError, KeyError):
         raise FrameError(BAD_HEADER, "Expected a message that Flower can build.") from None
 
 
-def open_payload(manifest: Manifest, read: Read) -> bytes:
+def open_payload(manifest: Manifest, source: Source) -> bytes:
     """The bytes of a call or of its result."""
-    return bytes(read(0, manifest.total))
+    data = bytearray(manifest.total)
+    source.read_into(0, memoryview(data))
+    return bytes(data)
 
 
-def _content(manifest: Manifest, read: Read) -> RecordDict:
+def _content(manifest: Manifest, source: Source) -> RecordDict:
     content = RecordDict()
     offset = 0
     for record in manifest.header.records:
@@ -314,7 +331,7 @@ def _content(manifest: Manifest, read: Read) -> RecordDict:
             arrays: dict[str, Array] = {}
             for info in record.arrays.entries:
                 length = _length(info)
-                arrays[info.name] = _array(info, read(offset, length))
+                arrays[info.name] = _array(info, source, offset, length)
                 offset += length
             content[record.name] = ArrayRecord(arrays)
         elif kind == "metrics":
@@ -345,12 +362,19 @@ def _raw(array: Array) -> tuple[str, tuple[int, ...], memoryview]:
     return dtype.name, shape, memoryview(array.data)[file.tell() :]
 
 
-def _array(info: pb.ArrayInfo, raw: bytes | memoryview) -> Array:
+def _array(info: pb.ArrayInfo, source: Source, offset: int, length: int) -> Array:
+    """Flower's array, in numpy's file format; its bytes are copied once, into their place."""
     file = BytesIO()
     shape = tuple(int(size) for size in info.shape)
     descr = np.lib.format.dtype_to_descr(np.dtype(info.dtype))
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-    return Array(dtype=info.dtype, shape=shape, stype=STYPE, data=b"".join((file.getvalue(), raw)))
+    start = file.tell()
+    if length:
+        file.seek(start + length - 1)
+        file.write(b"\0")
+        with file.getbuffer() as place:
+            source.read_into(offset, place[start:])
+    return Array(dtype=info.dtype, shape=shape, stype=STYPE, data=file.getvalue())
 
 
 def _payload(payload: bytes) -> RecordDict:

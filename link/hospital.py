@@ -341,7 +341,7 @@ class HospitalLink:
         id_, question = f"{self._instance}-{secrets.token_hex(8)}", manifest.header.id
         try:
             with body:
-                message = open_request(manifest, body.read)
+                message = open_request(manifest, body)
             return Packer().reply(id_, question, self._handle(message))
         except Exception:  # what Flower's own nodes do: one that fails answers with an error
             logger.exception("a request could not be answered")
@@ -355,7 +355,7 @@ class HospitalLink:
             if manifest.header.error:
                 future.set_exception(CallRefused(manifest.header.error[:64]))
             else:
-                future.set_result(open_payload(manifest, body.read))
+                future.set_result(open_payload(manifest, body))
 
     def _fail_call(self, id_: str, code: str) -> None:
         future = self._calls.get(id_)

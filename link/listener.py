@@ -308,7 +308,7 @@ class Answered:
         reply = Message(Error(code=REFUSED_PARCEL, reason=self._code), reply_to=self._request)
         if self._manifest is not None and self._body is not None:
             with self._body as body, suppress(FrameError):
-                reply = open_reply(self._manifest, body.read, self._request)
+                reply = open_reply(self._manifest, body, self._request)
         stamp(reply, f"{self._request.metadata.message_id}-reply")
         return reply
 
@@ -437,7 +437,7 @@ class _Site:
 
     def _take_call(self, manifest: Manifest, body: Body) -> None:
         with body:
-            payload = open_payload(manifest, body.read)
+            payload = open_payload(manifest, body)
         header = manifest.header
         self._server.note("call", self.name, header.type[:64])
         loop = asyncio.get_running_loop()

@@ -7,7 +7,6 @@ until all hashes are right: a damaged one is thrown away and asked for anew.
 
 from __future__ import annotations
 
-import mmap
 import os
 import secrets
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from link.frames import BAD_BODY, TOO_LARGE, Checker, FrameError, Limits, Manifest
+from link.frames import BAD_BODY, TOO_LARGE, Checker, FrameError, InMemory, Limits, Manifest
 
 NO_SPACE = "no_space"
 KEEP_S = 14 * 86_400.0
@@ -28,15 +27,20 @@ class Body:
     """A whole, checked body: in memory if it came inline, else in a file that `close` removes."""
 
     def __init__(self, data: bytes = b"", path: Path | None = None) -> None:
-        self._data: bytes | mmap.mmap = data
+        self._data = InMemory(data)
         self._path = path
 
-    def read(self, offset: int, size: int) -> memoryview:
-        """The bytes from `offset` on, at most `size` of them; of a file they are not copied."""
-        if self._path is not None and not self._data:
-            with self._path.open("rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return memoryview(self._data)[offset : offset + size]
+    def read_into(self, offset: int, place: memoryview) -> None:
+        """Copies the bytes from `offset` on into `place`."""
+        if self._path is None:
+            self._data.read_into(offset, place)
+            return
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while place.nbytes and (size := file.readinto(place)):
+                place = place[size:]
+        if place.nbytes:
+            raise FrameError(BAD_BODY, "Expected the whole body; its file has been cut off.")
 
     def close(self) -> None:
         if self._path is not None:

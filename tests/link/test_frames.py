@@ -21,6 +21,7 @@ from link.frames import (
     TOO_LARGE,
     Checker,
     FrameError,
+    InMemory,
     Limits,
     Packer,
     Parcel,
@@ -69,7 +70,7 @@ def test_arrays_of_every_dtype_and_shape_come_back_from_parts_of_any_size(
         checker.update(part)
         body += part
     checker.finish()
-    message = open_request(manifest, lambda offset, size: body[offset : offset + size])
+    message = open_request(manifest, InMemory(body))
     back = message.content.array_records["m"]
     assert list(back) == list(arrays)
     for name, value in arrays.items():
