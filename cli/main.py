@@ -20,6 +20,7 @@ from conf.validation import suggestion
 COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("cli.simulate", "train a federation of simulated hospitals and write a report"),
     "demo": ("cli.demo", "found a federation of processes on this machine, and run a plan"),
+    "doctor": ("cli.doctor", "examine a coordinator's or a site's folder, and say how to mend it"),
     "evaluate": ("cli.evaluate", "judge a trained model on data that it has never met"),
     "data check": ("cli.data", "say what is wrong with a federation folder and what it holds"),
     "data convert": ("cli.data", "turn published recordings into a federation folder"),
