@@ -29,11 +29,11 @@ from flwr.clientapp.typing import ClientAppCallable
 from client.asked import Asked, read_asked
 from client.errors import ClientError
 from client.site import OpenSite, keeper_of, open_site
-from client.trainer import norm_bound
 from conf.errors import TwinwardError
 from link.errors import LinkError
 from link.wire import DECLARE, TRAIN, Answer, answer, read_answer
 from privacy.errors import PrivacyError
+from strategies.bound import norm_bound
 from trust.digest import Arrays, arrays_sha256
 from trust.errors import TrustError
 from trust.plan import PATIENTS_STEP, Plan

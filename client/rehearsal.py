@@ -22,11 +22,11 @@ from client.hospital import Hospital
 from client.ledger import Ledger
 from client.policy import Verdict, cost, read_policy
 from client.site import OpenSite, rehearsing
-from client.trainer import norm_bound
 from conf import schema
 from link.local import LocalGrid
 from link.wire import ACCEPT, DECLARE, TRAIN, Answer, plan_request, read_answer
 from privacy.noise import new_site_secret
+from strategies.bound import norm_bound
 from strategies.flower import to_record
 from trust.digest import Arrays, arrays_sha256
 from trust.plan import Plan

@@ -8,13 +8,15 @@ Checks, in this order:
 5. replayed: the site has answered this round already.
 6. malformed: names, shapes or type of the update are not those of the model's trainable arrays.
 7. nonfinite: a number of the update is not finite; one NaN would poison the sum for all.
+8. too_long: its norm is beyond what clipping and noise can give; one giant would outweigh all others.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message
@@ -30,6 +32,7 @@ FOREIGN_BASE = "foreign_base"
 LATE = "late"
 REPLAYED = "replayed"
 NONFINITE = "nonfinite"
+TOO_LONG = "too_long"
 SITE_ERROR = "site_error"
 
 
@@ -41,6 +44,7 @@ class Expected:
         plan: hash of the plan; round: number; base: SHA-256 of the model that was sent.
         sites: name of the site at each node that was asked.
         shapes: shape of each array of an update.
+        norms: greatest L2 norm of the update of a site; a site that is not named has no bound.
     """
 
     plan: str
@@ -48,6 +52,7 @@ class Expected:
     base: str
     sites: Mapping[int, str]
     shapes: Mapping[str, tuple[int, ...]]
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +97,15 @@ def _fault(
         return FOREIGN_BASE
     if site in answered:
         return REPLAYED
-    return MALFORMED if update is None else _array_fault(update, expected.shapes)
+    return MALFORMED if update is None else _array_fault(update, expected.shapes, expected.norms.get(site))
 
 
-def _array_fault(update: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _array_fault(update: Arrays, shapes: Mapping[str, tuple[int, ...]], norm: float | None) -> str:
     if set(update) != set(shapes):
         return MALFORMED
     if any(array.dtype != np.float32 or array.shape != tuple(shapes[name]) for name, array in update.items()):
         return MALFORMED
-    return "" if all(bool(np.isfinite(array).all()) for array in update.values()) else NONFINITE
+    if not all(bool(np.isfinite(array).all()) for array in update.values()):
+        return NONFINITE
+    squares = sum(float(np.square(array, dtype=np.float64).sum()) for array in update.values())
+    return "" if norm is None or math.sqrt(squares) <= norm else TOO_LONG

@@ -104,13 +104,17 @@ class Asking:
 
     def _ask(self, plan: Plan, timeout_s: float) -> None:
         text, now_s = plan.to_json(), time.monotonic()
+        asked = set(self._questions.values())
         for site, due in self._due.items():
-            if due.at_s > now_s:
+            if due.at_s > now_s and site not in asked:
                 continue
             node = self.node_of(site)
-            if node is None:
+            if node is None:  # also one that was revoked, or left, while it was being asked
+                self._questions = {sent: name for sent, name in self._questions.items() if name != site}
                 self.store.note(self._kind, site, 0, NOT_A_MEMBER)
                 due.at_s = float("inf")
+                continue
+            if site in asked:
                 continue
             due.at_s = float("inf")
             request = plan_request(text, self.sign(text))

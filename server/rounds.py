@@ -9,6 +9,7 @@ cached, so the final model is bit for bit that of an undisturbed run.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -20,10 +21,14 @@ from server.collecting import Collecting
 from server.post import Post
 from server.store import RoundRow, Store
 from strategies import average
+from strategies.bound import norm_bound
 from strategies.flower import FlowerStrategy, to_record
 from strategies.rule import Rule
 from trust.digest import Arrays
 from trust.plan import Plan
+
+MOST_GROWTH = 10
+"""Times as many patients as it declared may a site have before its updates are refused as too long."""
 
 OnRound = Callable[[int, Arrays], None]
 
@@ -104,11 +109,32 @@ class Rounds:
                 base=row.base,
                 sites={node: site for site, node in self.nodes.items()},
                 shapes=self.shapes,
+                norms=self._norms(),
             ),
             requests=requests,
             quorum=self.plan.quorum,
             deadline_s=self.plan.deadline_s,
         ).run()
+
+    def _norms(self) -> dict[str, float]:
+        """The greatest norm of each site's update.
+
+        A site may have more patients than it declared, rounded, when the plan began. The bound is no
+        defence against a member who lies within it.
+        """
+        size = sum(math.prod(shape) for shape in self.shapes.values())
+        bounds = {}
+        for entry in self.plan.participants:
+            bound = norm_bound(
+                size=size,
+                patients=MOST_GROWTH * entry.patients,
+                declared=entry.patients,
+                terms=self.plan.terms,
+                strategy=self.plan.strategy,
+            )
+            if bound is not None:
+                bounds[entry.site] = bound
+        return bounds
 
     def _aggregate(self, row: RoundRow) -> None:
         strategy = self._strategy(row)

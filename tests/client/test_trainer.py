@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from client.site import Part, training_examples
-from client.trainer import norm_bound, train
+from client.trainer import train
 from conf.schema import Strategy
 from privacy.errors import PrivacyError
 from privacy.noise import NoiseStream
+from strategies.bound import norm_bound
 from tests.heart_hospitals import settings, write_folder
 from trust.digest import Arrays
 from trust.plan import Terms

@@ -68,14 +68,23 @@ def serve() -> None:
         import_module(module)
     import_module("torch").set_num_threads(1)
     _warm()
+    codes: dict[int, int] = {}
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "start":
             answer: int | None = start(asked["words"], asked["log"], asked["fault"])
         else:
-            ended, status = os.waitpid(asked["process"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if ended else None
+            answer = _ended(asked["process"], codes)
         print(json.dumps(answer), flush=True)
+
+
+def _ended(process: int, codes: dict[int, int]) -> int | None:
+    """How a process ended, also if that was asked before."""
+    if process not in codes:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            codes[process] = os.waitstatus_to_exitcode(status)
+    return codes.get(process)
 
 
 def _warm() -> None:
