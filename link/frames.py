@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from link.errors import LinkError
 from link.flower import received_message
 from link.generated import link_pb2 as pb
+from link.values import read_values, write_values
 
 DTYPES = frozenset(
     ["bool", "float16", "float32", "float64"]
@@ -182,9 +183,9 @@ class Packer:
                 header.records.append(pb.Record(name=name, arrays=listed))
                 pieces += views
             elif isinstance(record, MetricRecord):
-                header.records.append(pb.Record(name=name, metrics=_values(record)))
+                header.records.append(pb.Record(name=name, metrics=write_values(record)))
             elif isinstance(record, ConfigRecord):
-                header.records.append(pb.Record(name=name, config=_values(record)))
+                header.records.append(pb.Record(name=name, config=write_values(record)))
         header.total = sum(view.nbytes for view in pieces)
         return Parcel(
             id=header.id, header=header.SerializeToString(), pieces=tuple(pieces), total=header.total
@@ -335,9 +336,9 @@ def _content(manifest: Manifest, source: Source) -> RecordDict:
                 offset += length
             content[record.name] = ArrayRecord(arrays)
         elif kind == "metrics":
-            content[record.name] = MetricRecord(_from_values(record.metrics))
+            content[record.name] = MetricRecord(read_values(record.metrics))
         elif kind == "config":
-            content[record.name] = ConfigRecord(_from_values(record.config))
+            content[record.name] = ConfigRecord(read_values(record.config))
         else:
             raise ValueError(kind)
     return content
@@ -396,51 +397,3 @@ def _check_names(header: pb.Header) -> None:
             raise FrameError(BAD_HEADER, "Expected names of records and arrays, each once and not empty.")
     if header.kind == pb.Header.NONE or not 0 < len(header.id) <= LONGEST_NAME:
         raise FrameError(BAD_HEADER, "Expected a kind and an id.")
-
-
-_LISTS: dict[type, tuple[str, type]] = {
-    bool: ("truths", pb.Truths),
-    int: ("integers", pb.Integers),
-    float: ("numbers", pb.Numbers),
-    str: ("texts", pb.Texts),
-    bytes: ("datas", pb.Datas),
-}
-_SCALARS: dict[type, str] = {
-    bool: "truth",
-    int: "integer",
-    float: "number",
-    str: "text",
-    bytes: "data",
-}
-
-
-def _values(record: ConfigRecord | MetricRecord) -> pb.Values:
-    values = pb.Values()
-    for key, value in record.items():
-        entry = pb.Entry(key=key)
-        try:
-            if isinstance(value, list):
-                kind = type(value[0]) if value else float
-                name, message = _LISTS[kind]
-                getattr(entry, name).CopyFrom(message(values=value))
-            else:
-                setattr(entry, _SCALARS[type(value)], value)
-        except (KeyError, TypeError, ValueError):
-            raise LinkError(f"Expected a value that can travel at {key!r}.") from None
-        values.entries.append(entry)
-    return values
-
-
-def _from_values(values: pb.Values) -> dict[str, Any]:
-    """Key and value of each entry, of whatever type; Flower's records check it."""
-    found: dict[str, Any] = {}
-    for entry in values.entries:
-        kind = entry.WhichOneof("value")
-        if kind is None or entry.key in found:
-            raise ValueError(entry.key)
-        value = getattr(entry, kind)
-        found[entry.key] = list(value.values) if kind in _LIST_NAMES else value
-    return found
-
-
-_LIST_NAMES = frozenset(name for name, _ in _LISTS.values())

@@ -7,14 +7,12 @@ connections, or until whoever asked no longer waits. The listener has one method
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,25 +22,36 @@ from link import tls  # first: see link/__init__.py
 import grpc  # isort: skip
 from flwr.app import Error, Message
 
-from link.errors import CallRefused, LinkError
+from link.errors import LinkError
 from link.flower import stamp
-from link.frames import FrameError, Limits, Manifest, Packer, Parcel, open_payload, open_reply
-from link.generated import link_pb2 as pb
+from link.frames import FrameError, Limits, Manifest, Parcel, open_reply
 from link.loop import event_loop, submit
-from link.mailbox import Mailbox
-from link.session import PROTOCOL, Pace, Session, SessionEnded, Stream, read_hello
+from link.member import REVOKED, Connected, Hospital
+from link.session import Pace
 from link.tls import Credentials
-from link.transfers import Body, Shelf
+from link.transfers import Body
 from trust.identity import Identity
 
 if TYPE_CHECKING:
     from link.grid import Box
 
 SERVICE, METHOD = "twinward.link.v1.Link", "Connect"
-SOFTWARE = "twinward"
 HANDSHAKE_S = 10.0
 REFUSED_PARCEL = 3
-NOT_ADMITTED, REPLACED, REVOKED, STOPPING = "not_admitted", "replaced", "revoked", "stopping"
+NOT_ADMITTED, STOPPING = "not_admitted", "stopping"
+__all__ = [
+    "METHOD",
+    "NOT_ADMITTED",
+    "REVOKED",
+    "SERVICE",
+    "Admit",
+    "Answered",
+    "LinkServer",
+    "Observe",
+    "Serve",
+    "ServerSettings",
+    "channel_options",
+]
 
 Admit = Callable[[bytes], Identity | None]
 Serve = Callable[[str, str, bytes], bytes]
@@ -69,17 +78,6 @@ class ServerSettings:
     limits: Limits = Limits()  # noqa: RUF009  frozen, so that one default serves all
     pace: Pace = Pace()  # noqa: RUF009
     greet_s: float = 20.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connected:
-    """A hospital that is connected now; `since_s` in seconds since 1970, `clock_ahead_s` its clock's."""
-
-    identity: Identity
-    peer: str
-    software: str
-    since_s: float
-    clock_ahead_s: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,7 +125,7 @@ class LinkServer:
         self.instance = secrets.token_hex(8)
         self.port = 0
         self.pool = ThreadPoolExecutor(8, thread_name_prefix="link-call")
-        self._sites: dict[str, _Site] = {}
+        self._sites: dict[str, Hospital] = {}
         self._asked: dict[str, Asked] = {}
         self._boxes: set[Box] = set()
         self._lock = threading.Lock()
@@ -264,9 +262,9 @@ class LinkServer:
         if self.observe is not None:
             self.observe(event, site, code)
 
-    def _site(self, name: str) -> _Site:
+    def _site(self, name: str) -> Hospital:
         if name not in self._sites:
-            self._sites[name] = _Site(name, self)
+            self._sites[name] = Hospital(name, self)
         return self._sites[name]
 
     async def _connect(
@@ -315,177 +313,6 @@ class Answered:
     def close(self) -> None:
         if self._body is not None:
             self._body.close()
-
-
-class _Site:
-    """One hospital over all its connections; on the loop only."""
-
-    def __init__(self, name: str, server: LinkServer) -> None:
-        self.name = name
-        self.info: Connected | None = None
-        self._server = server
-        self._certificate = b""
-        self._shelf = Shelf(server.settings.transfers / name, server.settings.limits)
-        self._session: Session | None = None
-        self._newest = 0
-        self._one_at_a_time = asyncio.Lock()
-        self.mailbox = Mailbox(
-            asks=pb.Header.CALL,
-            answers=pb.Header.REPLY,
-            limits=server.settings.limits,
-            on_question=self._take_call,
-            on_answer=lambda id_, manifest, body: server.answered(id_, manifest, body, ""),
-            on_failed=lambda id_, code: server.answered(id_, None, None, code),
-            accepts=lambda _: None if server.serve is not None else "no_service",
-        )
-
-    def end(self, code: str) -> None:
-        if self._session is not None:
-            self._session.end(code)
-
-    async def connect(
-        self, context: grpc.aio.ServicerContext[bytes, bytes], identity: Identity, certificate: bytes
-    ) -> str:
-        """Serves a connection to its end; the code of the end."""
-        self._newest += 1
-        ticket = self._newest
-        try:
-            hello = await read_hello(_ServerStream(context).read, self._server.settings.greet_s)
-        except SessionEnded as ended:
-            self._server.note("refused", self.name, ended.code)
-            return ended.code
-        self.end(REPLACED)
-        async with self._one_at_a_time:
-            if ticket != self._newest:
-                return REPLACED
-            return await self._serve(context, identity, certificate, hello)
-
-    async def _serve(
-        self,
-        context: grpc.aio.ServicerContext[bytes, bytes],
-        identity: Identity,
-        certificate: bytes,
-        hello: pb.Hello,
-    ) -> str:
-        settings = self._server.settings
-        stream = _ServerStream(context)
-        self._certificate = certificate
-        self._session = session = Session(stream, self, self._shelf, settings.limits, settings.pace)
-        self.info = Connected(
-            identity=identity,
-            peer=str(context.peer()),
-            software=hello.software[:64],
-            since_s=time.time(),
-            clock_ahead_s=hello.time_s - time.time(),
-        )
-        self._server.note("connected", self.name)
-        code = "closed"
-        try:
-            session.greet(self._greeting())
-            self.heard(hello.head, hello.time_s)
-            self.mailbox.attach(session, hello.held)
-            await session.run()
-        except SessionEnded as ended:
-            code = ended.code
-        except Exception:
-            logger.exception("the connection of %s failed", self.name)
-            code = "internal_error"
-        finally:
-            self.mailbox.detach(session)
-            self._session, self.info = None, None
-            self._server.note("disconnected", self.name, code)
-        return code
-
-    def _greeting(self) -> pb.Hello:
-        return pb.Hello(
-            protocol=PROTOCOL,
-            software=SOFTWARE,
-            instance=self._server.instance,
-            held=self.mailbox.held,
-            head=self._server.head(self.name),
-            time_s=time.time(),
-        )
-
-    # What the session asks: link.session.Owner.
-
-    def refusal(self, header: pb.Header) -> str | None:
-        code = self.mailbox.refusal(header)
-        if code == "" and header.kind == pb.Header.REPLY:
-            self._server.note("repeated_answer", self.name)
-        return code
-
-    def deliver(self, manifest: Manifest, body: Body) -> None:
-        self.mailbox.deliver(manifest, body)
-
-    def rejected(self, header: pb.Header, code: str) -> None:
-        self._server.note("refused", self.name, code)
-        self.mailbox.rejected(header, code)
-
-    def settled(self, parcel: str, code: str) -> None:
-        self.mailbox.settled(parcel, code)
-
-    def head(self) -> bytes:
-        return self._server.head(self.name)
-
-    def heard(self, head: bytes, time_s: float) -> None:  # noqa: ARG002  the greeting's clock is enough
-        if self._server.heard is not None and head:
-            self._server.heard(self.name, head)
-
-    def still(self) -> str:
-        identity = self._server.admit(self._certificate)
-        return "" if identity is not None and identity.name == self.name else REVOKED
-
-    def _take_call(self, manifest: Manifest, body: Body) -> None:
-        with body:
-            payload = open_payload(manifest, body)
-        header = manifest.header
-        self._server.note("call", self.name, header.type[:64])
-        loop = asyncio.get_running_loop()
-
-        def work() -> None:
-            parcel = self._result(header.id, header.type, payload)
-            loop.call_soon_threadsafe(self.mailbox.answer, header.id, parcel)
-
-        self._server.pool.submit(work)
-
-    def _result(self, id_: str, kind: str, payload: bytes) -> Parcel:
-        serve, answer = self._server.serve, f"{id_}-result"
-        try:
-            if serve is None:
-                raise CallRefused("no_service")
-            return Packer().result(answer, id_, serve(kind, self.name, payload))
-        except CallRefused as refused:
-            return Packer().result(answer, id_, None, refused.code)
-        except Exception:  # its text must not leave
-            logger.exception("the call %s of %s failed", kind[:64], self.name)
-            return Packer().result(answer, id_, None, "internal_error")
-
-
-class _ServerStream(Stream):
-    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        self._context = context
-
-    async def read(self) -> bytes | None:
-        with lost_is_the_end():
-            data = await self._context.read()
-            return None if data is grpc.aio.EOF else bytes(data)
-
-    async def write(self, frame: bytes) -> None:
-        with lost_is_the_end():
-            await self._context.write(frame)
-
-
-@contextmanager
-def lost_is_the_end() -> Iterator[None]:
-    """Makes one error of what gRPC raises, or asyncio for it, on a call that is over.
-
-    Raises:
-        SessionEnded: lost.
-    """
-    try:
-        yield
-    except (asyncio.InvalidStateError, grpc.aio.BaseError):
-        raise SessionEnded("lost") from None
 
 
 _LISTENER_OPTIONS: list[tuple[str, int]] = [
