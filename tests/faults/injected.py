@@ -27,7 +27,7 @@ def inject(fault: Fault) -> None:
     if "commit" in fault:
         _die_at_commit(**fault["commit"])
     if "full" in fault:
-        _fill(fault["full"])
+        _fill(**fault["full"])
     if "call" in fault:
         _die_at_call(**fault["call"])
     if "clock_s" in fault:
@@ -69,14 +69,24 @@ def _die_at_commit(file: str, at: int, *, after: bool) -> None:
     sqlite3.connect = connect  # type: ignore[assignment]
 
 
-def _fill(file: str) -> None:
-    """SQLite finds no room for another page in the file of this name."""
+def _fill(file: str, *, after: int) -> None:
+    """Finds no room in the file of this name after so many commits: what SQLite raises then, and undoes."""
+    commits = 0
+
+    class Full(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:  # type: ignore[override]
+            nonlocal commits
+            if sql == "COMMIT":
+                commits += 1
+                if commits > after:
+                    super().execute("ROLLBACK")
+                    raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(sql, *parameters)
 
     def connect(database: Any, *args: Any, **kwargs: Any) -> sqlite3.Connection:
-        connection = _connect(database, *args, **kwargs)
         if _names(database, file):
-            connection.execute("PRAGMA max_page_count = 1")  # never below what the file has already
-        return connection
+            kwargs["factory"] = Full
+        return _connect(database, *args, **kwargs)
 
     sqlite3.connect = connect  # type: ignore[assignment]
 
