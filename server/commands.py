@@ -203,7 +203,11 @@ def _progress(at: Commands, run: Run) -> dict[str, Any]:
     path = store_path(at.home.run_directory(run.id))
     if not path.exists():
         return {}
-    with Store(path) as store:
+    try:
+        opened = Store(path)
+    except ServerError:  # the run fails with this reason; the other runs are shown all the same
+        return {}
+    with opened as store:
         offer, plan, last = store.offer(), store.plan(), store.last_round()
         if offer is None:
             return {}

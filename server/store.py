@@ -62,11 +62,23 @@ class Store:
     """The coordinator's file of one federation; one process writes at a time."""
 
     def __init__(self, path: Path) -> None:
+        """Opens the file, or begins one.
+
+        Raises:
+            ServerError: it is damaged.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.OperationalError:  # no room, or locked: another time it may go
+            self._db.close()
+            raise
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise ServerError(f"Expected a coordinator's file at {path}; it is damaged ({error}).") from None
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -31,12 +32,26 @@ def inject(fault: Fault) -> None:
     if "call" in fault:
         _die_at_call(**fault["call"])
     if "clock_s" in fault:
-        now, ahead_s = time.time, float(fault["clock_s"])
-        time.time = lambda: now() + ahead_s
+        _shift_clock(float(fault["clock_s"]))
     if "release" in fault:
         importlib.import_module("client.policy").RELEASE = fault["release"]  # type: ignore[attr-defined]  # a module
     if "update" in fault:
         _lie(fault["update"])
+
+
+def _shift_clock(ahead_s: float) -> None:
+    """Our modules read a clock that is off. gRPC, whose core reads the kernel's, does not."""
+
+    class Clock:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(time, name)
+
+        def time(self) -> float:
+            return time.time() + ahead_s
+
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("client", "link", "server", "trust") and vars(module).get("time") is time:
+            module.time = Clock()  # type: ignore[attr-defined]  # every module may have one
 
 
 def die() -> None:

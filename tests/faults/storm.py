@@ -33,7 +33,7 @@ from trust.digest import sha256
 from trust.verification import verify
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = float(os.environ.get("FAULTS_PATIENCE_S", "120"))
+PATIENCE_S = 120.0
 COORDINATOR = "coordinator"
 RUN = "run-0001"
 LONG = os.environ.get("TWINWARD_FAULTS") == "long"
