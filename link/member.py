@@ -15,7 +15,7 @@ from link import tls  # noqa: F401  first: see link/__init__.py
 import grpc  # isort: skip
 
 from link.errors import CallRefused
-from link.frames import Manifest, Packer, Parcel, open_payload
+from link.frames import TOO_LARGE, Manifest, Packer, Parcel, open_payload
 from link.generated import link_pb2 as pb
 from link.mailbox import Mailbox
 from link.session import PROTOCOL, Session, SessionEnded, Stream, read_hello
@@ -61,7 +61,7 @@ class Hospital:
             on_question=self._take_call,
             on_answer=lambda id_, manifest, body: server.answered(id_, manifest, body, ""),
             on_failed=lambda id_, code: server.answered(id_, None, None, code),
-            accepts=lambda _: None if server.serve is not None else "no_service",
+            accepts=self._call_fault,
         )
 
     def end(self, code: str) -> None:
@@ -159,6 +159,12 @@ class Hospital:
     def still(self) -> str:
         identity = self._server.admit(self._certificate)
         return "" if identity is not None and identity.name == self.name else REVOKED
+
+    def _call_fault(self, header: pb.Header) -> str | None:
+        """A call is short: its body is held in memory, and a site may have many under way."""
+        if self._server.serve is None:
+            return "no_service"
+        return TOO_LARGE if header.total > self._server.settings.limits.inline_bytes else None
 
     def _take_call(self, manifest: Manifest, body: Body) -> None:
         with body:

@@ -28,6 +28,8 @@ from link.transfers import Body, Incoming, Shelf
 PROTOCOL = 1
 FIRST_CHUNK_BYTES = 64 << 10
 FAST_S, SLOW_S = 0.05, 0.5
+MOST_CONTROL = 64
+"""Control frames that wait to be sent. A peer waits for word of each offer; one that does not has no end."""
 PROTOCOL_VIOLATED, SILENT, CLOSED = "protocol_violated", "silent", "closed"
 
 logger = logging.getLogger(f"twinward.{__name__}")
@@ -197,6 +199,9 @@ class Session:
             self._chunk = max(self._chunk // 2, FIRST_CHUNK_BYTES // 4)
 
     def _say(self, frame: pb.Frame) -> None:
+        if len(self._control) >= MOST_CONTROL:
+            self.end(PROTOCOL_VIOLATED)
+            return
         self._control.append(frame)
         self._wake.set()
 

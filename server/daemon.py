@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from server.enrolment import LEAVE, RENEW, EnrolmentDesk
 from server.enrolment_listener import EnrolmentListener
 from server.founding import listener_credentials
 from server.health import Figure, HealthListener
+from server.hearing import Hearing
 from server.home import CoordinatorHome
 from server.members import Members
 from server.operators import OperatorsListener
@@ -100,9 +100,8 @@ class Daemon:
         self.audit = stack.enter_context(AuditLog(home.audit, signer=self._signer))
         self.audit.append("started", who="coordinator", version=_version())
         self._witness = Witness(self.audit)
-        # One thread, so that the link's loop never waits for the disk.
-        self._hears = ThreadPoolExecutor(1, thread_name_prefix="hears")
-        stack.callback(self._hears.shutdown)
+        self._hearing = Hearing(self._hear)
+        stack.callback(self._hearing.close)
         self.members = stack.enter_context(Members(home.members))
         self.queue = Queue(home.queue)
         stack.callback(self.queue.close)
@@ -170,7 +169,7 @@ class Daemon:
             members=self.members.sites,
             serve=self._serve,
             head=self._witness.say,
-            heard=self._heard,
+            heard=self._hearing.heard,
             observe=self._observe,
         )
         link.start()
@@ -242,9 +241,6 @@ class Daemon:
 
     def _credentials(self) -> Credentials:
         return listener_credentials(self._home, self._authority, now=datetime.now(UTC))
-
-    def _heard(self, site: str, data: bytes) -> None:
-        self._hears.submit(self._hear, site, data)
 
     def _hear(self, site: str, data: bytes) -> None:
         """What a site says of the logs; a contradiction stands in ours, and in the metrics."""

@@ -35,7 +35,7 @@ from trust.record import Fact, canonical
 
 Whose = Literal["own", "peer"]
 
-_LARGEST_BYTES: Final = 16384
+LARGEST_BYTES: Final = 16384
 _LONGEST_PROOF: Final = 128
 _PATIENCE: Final = 5
 _RECORD_EVERY_S: Final = 3600.0
@@ -206,8 +206,8 @@ def _check_extends(held: SignedHead, new: SignedHead, proof: Sequence[bytes], si
 
 
 def _parse(data: bytes) -> tuple[SignedHead, int, list[bytes], SignedHead | None]:
-    if len(data) > _LARGEST_BYTES:
-        raise TrustError(f"Expected at most {_LARGEST_BYTES} bytes about heads; {len(data)} came.")
+    if len(data) > LARGEST_BYTES:
+        raise TrustError(f"Expected at most {LARGEST_BYTES} bytes about heads; {len(data)} came.")
     try:
         message = json.loads(data)
     except (ValueError, RecursionError):

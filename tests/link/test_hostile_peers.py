@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import queue
 import resource
@@ -19,11 +20,16 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from link.coordinator import LinkGrid
-from link.frames import Packer, Parcel
+from link.frames import Limits, Packer, Parcel
 from link.generated import link_pb2 as pb
 from link.listener import METHOD, SERVICE
+from link.loop import submit
+from link.member import Hospital
+from link.session import Pace, Session, SessionEnded, Stream
 from link.tls import Credentials
+from link.transfers import Shelf
 from tests.link.federation_of_certificates import Federation, federation
+from trust.identity import Identity
 
 HELLO = pb.Frame(hello=pb.Hello(protocol=1, instance="raw"))
 
@@ -363,3 +369,48 @@ def test_a_hospital_that_misbehaves_does_not_hold_up_another(there: Federation) 
             assert reply.has_content()
         stop.set()
         talking.join()
+
+
+def test_a_call_with_a_long_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    asked_of: list[int] = []
+
+    def serve(_: str, __: str, payload: bytes) -> bytes:
+        asked_of.append(len(payload))
+        return b""
+
+    with federation(tmp_path, serve=serve) as there, Peer(there) as peer:
+        long, short = (Packer().call(f"c-{size}", "renew", bytes(size)) for size in (100_000, 1000))
+        peer.say(offer(long, 1, inline=False))
+        assert peer.hear("refused").refused.code == "too_large"
+        assert list((there.root / "coordinator" / "alpha").iterdir()) == []
+        peer.say(offer(short, 2))
+        peer.hear("received")
+        assert asked_of == [1000]
+
+
+class Deaf(Stream):
+    """A peer that makes offers without end and reads nothing, so that there is no room for a write."""
+
+    def __init__(self) -> None:
+        self.offers = 0
+
+    async def read(self) -> bytes | None:
+        self.offers += 1
+        await asyncio.sleep(0)
+        return pb.Frame(offer=pb.Offer(number=self.offers, header=b"\xff")).SerializeToString()
+
+    async def write(self, frame: bytes) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_hospital_that_reads_no_answers_cannot_pile_them_up(there: Federation, tmp_path: Path) -> None:
+    deaf, shelf = Deaf(), Shelf(tmp_path / "deaf", Limits())
+    there.server.admit = lambda _: Identity(federation="f", role="site", name="alpha")
+
+    async def talk() -> None:
+        session = Session(deaf, Hospital("alpha", there.server), shelf, Limits(), Pace(check_s=60.0))
+        await asyncio.wait_for(session.run(), 10)
+
+    with pytest.raises(SessionEnded, match="protocol_violated"):
+        submit(talk()).result()
+    assert deaf.offers < 200
