@@ -152,19 +152,22 @@ class Agent:
 
     def _tick(self, link: HospitalLink, log: AuditLog) -> None:
         if self._is_due("status", self._pace.status_s):
-            self._write_status(link)
+            self._try("write status.json", partial(self._write_status, link))
         if not link.state.connected:
             return
         if self._is_due("renew", self._pace.renew_s):
             self._try("renew the certificate", partial(self._renew, link, log))
         if self._is_due("fetch", self._pace.fetch_s):
-            for task in read_policy(self.home.policy).tasks:
-                self._try(f"fetch the model of {task}", partial(self._fetch, link, log, task))
+            self._try("fetch models", partial(self._fetch_all, link, log))
 
     def _renew(self, link: HospitalLink, log: AuditLog) -> None:
         if renewal_due(self.home, datetime.now(UTC)):
             renew(self.home, lambda kind, payload: link.call(kind, payload, self._pace.call_s))
             log.append("certificate_renewed", who=self.settings.site, name=self.settings.site)
+
+    def _fetch_all(self, link: HospitalLink, log: AuditLog) -> None:
+        for task in read_policy(self.home.policy).tasks:
+            self._try(f"fetch the model of {task}", partial(self._fetch, link, log, task))
 
     def _fetch(self, link: HospitalLink, log: AuditLog, task: str) -> None:
         shelf = Shelf(self.home)
@@ -188,6 +191,8 @@ class Agent:
             work()
         except TwinwardError as error:
             logger.warning("could not %s: %s", what, error)
+        except Exception as error:  # noqa: BLE001  a full disk or what a peer sent must not end the process
+            logger.error("could not %s: %s", what, type(error).__name__)  # its text may hold anything
 
     def _is_due(self, name: str, every_s: float) -> bool:
         now = time.monotonic()

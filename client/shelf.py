@@ -39,7 +39,8 @@ class Shelf:
         1. signature, card and bytes hold (trust.card);
         2. it is of this federation, and its card names the plan that it carries;
         3. its serial is not below that of the model that is held: an old one does not come back;
-        4. the arrays are those of the network that its plan names, built from installed code, and finite.
+        4. the policy admits its task and its network, which are built here from what the plan says;
+        5. the arrays are those of the network that its plan names, built from installed code, and finite.
         """
         card, model = self._unpacked(package)
         held = self.held(card.task)
@@ -115,8 +116,10 @@ class Shelf:
         return card, model
 
     def _check_network(self, card: Card, model: Arrays) -> None:
-        plan = from_json(card.plan)
-        pins = read_policy(self._home.policy).plugins
+        plan, policy = from_json(card.plan), read_policy(self._home.policy)
+        if plan.task.name not in policy.tasks or plan.model.name not in policy.models:
+            raise _refused("The policy does not admit its task or its network ([admit] in policy.toml).")
+        pins = policy.plugins
         network = plugins.build_model(plan.model, plugins.build_task(plan.task, pins), pins)
         wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         if {name: array.shape for name, array in model.items()} != wanted:

@@ -24,6 +24,8 @@ from trust.errors import PlanError
 
 VERSION = 2
 PATIENTS_STEP = 5
+MOST_STEPS = 1_000_000
+"""More would keep a site's accountant busy for minutes, before anybody has approved anything."""
 RELEASE = "0.1"
 """Release of this software, MAJOR.MINOR: within one, the same plan trains the same network."""
 AGGREGATIONS = ("plain",)
@@ -230,6 +232,7 @@ def _faults(plan: Plan) -> list[str]:
             terms.steps == steps,
             f"terms.steps: rounds times local_steps, here {steps}; {terms.steps} came",
         ),
+        (steps <= MOST_STEPS, f"terms.steps: at most {MOST_STEPS}, {steps} came"),
         (
             0 < terms.sampling_rate <= 1,
             f"terms.sampling_rate: in (0, 1], {terms.sampling_rate} came",

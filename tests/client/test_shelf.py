@@ -88,6 +88,18 @@ def test_a_model_of_a_foreign_key_or_for_another_use_is_refused(coordinator: Coo
         shelf.take(head)
 
 
+@pytest.mark.parametrize("admitted", ['tasks = ["glucose"]', 'models = ["tcn"]'])
+def test_a_model_of_a_task_or_network_that_the_policy_does_not_admit_is_refused(
+    coordinator: Coordinator, admitted: str
+) -> None:
+    key = admitted.split(" ", maxsplit=1)[0]
+    lines = coordinator.home.policy.read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith(f"{key} = "))
+    coordinator.home.policy.write_text("\n".join([*lines[:place], admitted, *lines[place + 1 :]]) + "\n")
+    with pytest.raises(ClientError, match="policy does not admit"):
+        Shelf(coordinator.home).take(_package(coordinator.plan, coordinator.model, coordinator.signer))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -83,6 +83,7 @@ def test_whatever_differs_changes_the_hash(other: Plan) -> None:
         (("aggregation",), "secret", "aggregation"),
         (("versions",), "new", "MAJOR.MINOR"),
         (("rounds",), 21, "terms.steps"),
+        (("rounds",), 10**9, "terms.steps: at most 1000000"),
         (("terms", "noise_multiplier"), 0.0, "noise_multiplier"),
         (("terms", "noise_multiplier"), True, "noise_multiplier"),
         (("terms", "sampling_rate"), 0.0, "sampling_rate"),
