@@ -95,7 +95,8 @@ def _connected(address: str, proxy: str | None) -> socket.socket:
         return socket.create_connection((host, port), TIMEOUT_S)
     parts = urlsplit(proxy)
     if parts.scheme != "http" or not parts.hostname or parts.username:
-        raise LinkError(f"Expected a proxy http://host:port without user and password; {proxy[:80]!r} came.")
+        shown = "what came" if parts.username or "@" in proxy else repr(proxy[:80])  # no password in an error
+        raise LinkError(f"Expected a proxy http://host:port without user and password, not {shown}.")
     tunnel = http.client.HTTPConnection(parts.hostname, parts.port or 3128, timeout=TIMEOUT_S)
     tunnel.set_tunnel(host, port)
     tunnel.connect()

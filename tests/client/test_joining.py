@@ -336,8 +336,9 @@ def test_a_hospital_joins_through_its_proxy_and_remembers_it(
 
 def test_a_proxy_that_cannot_be_used_is_named(net: Founded, tmp_path: Path) -> None:
     for url in ("socks5://127.0.0.1:1", "http://user:word@127.0.0.1:1", "127.0.0.1:1"):
-        with pytest.raises(LinkError, match="Expected a proxy"):
+        with pytest.raises(LinkError, match="Expected a proxy") as refused:
             join(net.invite().token, tmp_path / "north", proxy=url)
+        assert "user:word" not in str(refused.value)
     with pytest.raises(LinkError, match="through the proxy"):
         join(net.invite().token, tmp_path / "north", proxy="http://127.0.0.1:1")
 
