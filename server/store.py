@@ -10,9 +10,10 @@ A round goes open → sent → collected → aggregated → committed, never bac
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +69,8 @@ class Store:
             ServerError: it is damaged.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # for this user alone: it holds the updates of each site
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
