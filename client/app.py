@@ -6,6 +6,7 @@ during training: a round's answer is the update and nothing else.
 
 from __future__ import annotations
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -20,6 +21,9 @@ from privacy.noise import NoiseStream
 from trust.digest import Arrays, arrays_from_bytes, arrays_sha256, arrays_to_bytes
 from trust.plan import Plan
 from twin import tasks
+
+# Far above any weight of a model that works, and far below what lets float32 overflow in a gradient.
+MOST_WEIGHT = 1e4
 
 app = ClientApp(mods=[egress.gate])
 
@@ -107,6 +111,14 @@ def check_base(site: OpenSite, plan: Plan, request: Round, model: Arrays) -> Non
     wanted = {name: tuple(value.shape) for name, value in site.model.state_dict().items()}
     if {name: array.shape for name, array in model.items()} != wanted:
         raise ClientError("base_mismatch", "The model that came has not the arrays of the plan's network.")
+    # Attack: a base of huge weights makes gradients overflow for some patients' data and not for
+    # others', and whether training failed would say which, without noise and without a charge.
+    if not all(
+        array.dtype == np.float32 and bool((np.abs(array) <= MOST_WEIGHT).all()) for array in model.values()
+    ):
+        raise ClientError(
+            "base_mismatch", f"The model that came is not float32, not finite, or above {MOST_WEIGHT:g}."
+        )
 
 
 def _release(plan: Plan) -> GaussianRelease:

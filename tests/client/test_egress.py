@@ -174,9 +174,12 @@ def test_requests_that_do_not_hold_are_answered_with_their_code(
     assert read_answer(_ask(app, run, ACCEPT, plan_request(plan.to_json())).content)[0].error == ""
     assert _code(app, run, TRAIN, _round(plan, 5, model)) == "round_unknown"
     assert _code(app, run, TRAIN, _round(plan, 1, model, base="0" * 64)) == "base_mismatch"
-    nan = model | {"head.weight": np.full_like(model["head.weight"], np.nan)}
-    assert _code(app, run, TRAIN, _round(plan, 2, nan)) == "training_failed"
-    assert _code(app, run, TRAIN, _round(plan, 2, model)) == "round_repeated_on_other_base"
+    for weight in (np.nan, np.inf, 1e38, -1e5):
+        wild = model | {"head.weight": np.full_like(model["head.weight"], weight)}
+        assert _code(app, run, TRAIN, _round(plan, 2, wild)) == "base_mismatch"
+    assert read_answer(_ask(app, run, TRAIN, _round(plan, 2, model)).content)[0].error == ""
+    other = model | {"head.weight": model["head.weight"] + np.float32(1.0)}
+    assert _code(app, run, TRAIN, _round(plan, 2, other)) == "round_repeated_on_other_base"
 
 
 def test_a_repeated_request_is_answered_with_the_same_bytes_and_charged_once(
