@@ -143,6 +143,11 @@ def test_a_sweep_makes_one_run_each_and_a_failed_one_fails_the_command_but_not_t
     assert "failed" in table.stdout
 
 
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
     words = [word for word in SMALL if not word.startswith("rounds")]
     process = subprocess.Popen(
@@ -151,6 +156,7 @@ def test_an_interrupt_says_how_to_go_on(home: Path) -> None:
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509  no thread runs in this test
     )
     deadline_s = time.monotonic() + 120
     while not (home / "long" / "config.yaml").exists() and time.monotonic() < deadline_s:
