@@ -247,8 +247,10 @@ def _privacy(policy: Policy, plan: Plan, facts: Facts) -> list[tuple[str, str]]:
         (
             not noisy or own <= policy.epsilon_per_plan,
             "epsilon_refused",
-            (f"The plan costs epsilon {own:.4g} at delta {policy.delta:g}, unit patient;"
-            f" {policy.epsilon_per_plan:g} is admitted ([privacy] epsilon_per_plan)."),
+            (
+                f"The plan costs epsilon {own:.4g} at delta {policy.delta:g}, unit patient;"
+                f" {policy.epsilon_per_plan:g} is admitted ([privacy] epsilon_per_plan)."
+            ),
         ),
         (
             not noisy or cost(plan, terms.delta) <= claimed * (1 + CLAIM_TOLERANCE),
@@ -258,15 +260,19 @@ def _privacy(policy: Policy, plan: Plan, facts: Facts) -> list[tuple[str, str]]:
         (
             enough,
             "too_few_patients",
-            (f"Fewer patients can train than the least of {policy.minimum_patients}"
-            " ([privacy] minimum_patients)."),
+            (
+                f"Fewer patients can train than the least of {policy.minimum_patients}"
+                " ([privacy] minimum_patients)."
+            ),
         ),
         (
             not noisy or facts.spent_after <= policy.epsilon_over_life,
             "budget_exhausted",
-            (f"With this plan the site would have spent epsilon {facts.spent_after:.4g} at delta"
-            f" {policy.delta:g}, unit patient; {policy.epsilon_over_life:g} is allowed"
-            " ([privacy] epsilon_over_life)."),
+            (
+                f"With this plan the site would have spent epsilon {facts.spent_after:.4g} at delta"
+                f" {policy.delta:g}, unit patient; {policy.epsilon_over_life:g} is allowed"
+                " ([privacy] epsilon_over_life)."
+            ),
         ),
     ]
     return [(code, text) for holds, code, text in checks if not holds]
