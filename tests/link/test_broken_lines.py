@@ -234,11 +234,11 @@ def test_calls_are_answered_or_refused_with_a_code_over_broken_lines(tmp_path: P
             raise CallRefused("not_for_you", "a text that stays here")
         if kind == "fail":
             raise RuntimeError("patient 007")
-        return site.encode() + payload[::-1]
+        return site.encode() + 20 * payload[::-1]  # as a model is: what is asked is small, the answer is not
 
     with federation(tmp_path, serve=serve, limits=SMALL_CHUNKS) as there, LossyWire(there.port) as wire:
         link = there.hospital("alpha", echo, port=wire.port)
-        payload = np.random.default_rng(0).bytes(1_000_000)
+        payload = np.random.default_rng(0).bytes(60_000)
         lengths = {UP: 0, DOWN: 0}
 
         def cut_now_and_then(direction: str, passed: int) -> None:
@@ -247,7 +247,7 @@ def test_calls_are_answered_or_refused_with_a_code_over_broken_lines(tmp_path: P
                 wire.cut()
 
         wire.on_pass = cut_now_and_then
-        assert link.call("fetch", payload, timeout_s=60) == b"alpha" + payload[::-1]
+        assert link.call("fetch", payload, timeout_s=60) == b"alpha" + 20 * payload[::-1]
         for kind, code in (("deny", "not_for_you"), ("fail", "internal_error")):
             with pytest.raises(CallRefused) as refused:
                 link.call(kind, b"")
