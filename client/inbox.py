@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from client.errors import ClientError
+from client.transaction import transaction
 from trust.plan import Plan, from_json
 
 STATES: Final = ("waiting", "approved", "refused", "running", "done")
@@ -103,7 +103,7 @@ class Inbox:
         Raises:
             ClientError: plan_refused, if too many offers wait already: a coordinator may not fill the disk.
         """
-        with _transaction(self._connection) as sql:
+        with transaction(self._connection) as sql:
             waiting = sql.execute("SELECT COUNT(*) FROM offers WHERE state = 'waiting'").fetchone()[0]
             known = sql.execute("SELECT 1 FROM offers WHERE offer = ?", (plan.offer_hash,)).fetchone()
             if known is None and waiting >= _MOST_WAITING:
@@ -179,7 +179,7 @@ class Inbox:
     ) -> Offer:
         found = self.get(offer)
         marks = ", ".join("?" * len(earlier))
-        with _transaction(self._connection) as sql:
+        with transaction(self._connection) as sql:
             sql.execute(
                 "UPDATE offers SET state = ?, code = ?, who = COALESCE(?, who), why = COALESCE(?, why),"
                 f" changed_s = ? WHERE offer = ? AND state IN ({marks})",
@@ -193,7 +193,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        with _transaction(connection) as sql:
+        with transaction(connection) as sql:
             version = sql.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                 sql.execute(_TABLE)
@@ -204,17 +204,6 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def _offer(row: tuple[str, str, str, str, str, str, str, str, float, float]) -> Offer:

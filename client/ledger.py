@@ -30,8 +30,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +39,7 @@ from typing import Final, Self
 from client import journal
 from client.errors import ClientError
 from client.journal import LedgerHead
+from client.transaction import transaction
 from privacy.accounting import GaussianRelease, lifetime_epsilon
 
 _VERSION: Final = 2  # 1 had no journal
@@ -143,7 +143,7 @@ class Ledger:
             ClientError: plan_differs, if the hash was opened with another schedule;
                 budget_exhausted, if all plans together would pass the ceiling.
         """
-        with _transaction(self._sql()) as sql:
+        with transaction(self._sql()) as sql:
             known = sql.execute(
                 "SELECT noise_multiplier, sampling_rate, steps FROM plans WHERE plan_hash = ?", (plan_hash,)
             ).fetchone()
@@ -177,7 +177,7 @@ class Ledger:
         """
         if steps < 0:
             raise ClientError("malformed", f"A round takes 0 steps or more, not {steps}.")
-        with _transaction(self._sql()) as sql:
+        with transaction(self._sql()) as sql:
             found = _round(sql, plan_hash, round_number)
             if found is not None:
                 _refuse_other_base(found[0], base_sha256, plan_hash, round_number)
@@ -200,7 +200,7 @@ class Ledger:
             ClientError: round_unknown, if it was not reserved; round_repeated_on_other_base;
                 release_differs, if it is complete with other bytes, which must then not leave.
         """
-        with _transaction(self._sql()) as sql:
+        with transaction(self._sql()) as sql:
             found = _round(sql, plan_hash, round_number)
             if found is None:
                 raise ClientError(
@@ -227,7 +227,7 @@ class Ledger:
         Raises:
             ClientError: plan_unknown.
         """
-        with _transaction(self._sql()) as sql:
+        with transaction(self._sql()) as sql:
             left = _steps_left(sql, plan_hash)
             closed = sql.execute(
                 "UPDATE rounds SET base_sha256 = ?"
@@ -339,7 +339,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        with _transaction(connection) as sql:
+        with transaction(connection) as sql:
             version = sql.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not sql.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
                 for statement in (*_TABLES, journal.TABLE, f"PRAGMA user_version = {_VERSION}"):
@@ -354,17 +354,6 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def _round(
