@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 from flwr.app import Message, Metadata, RecordDict
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -17,6 +18,7 @@ __all__ = [
     "COORDINATOR_NODE_ID",
     "RUN_ID",
     "Run",
+    "RunGrid",
     "identify_coordinator",
     "received_message",
     "run_alone",
@@ -71,3 +73,28 @@ def received_message(
         message_type=message_type,
     )
     return cast("Message", Message(content=content, metadata=metadata))  # type: ignore[call-overload]  # Flower's own form
+
+
+class RunGrid(Grid):
+    """What every grid of ours has alike: a run that no SuperLink knows, and the making of messages."""
+
+    def __init__(self) -> None:
+        self._run = run_alone()
+        identify_coordinator()
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)

@@ -9,11 +9,10 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from link.errors import LinkError
-from link.flower import Run, identify_coordinator, run_alone, stamp
+from link.flower import RunGrid, stamp
 from link.frames import Packer
 from link.listener import Answered, LinkServer
 
@@ -83,7 +82,7 @@ class Box:
             answer.close()
 
 
-class LinkGrid(Grid):
+class LinkGrid(RunGrid):
     """Carries messages to hospitals and their answers back; the ServerApp sees no difference.
 
     A node's id follows from its site's name, so it is the same after any restart. A message to a
@@ -98,27 +97,9 @@ class LinkGrid(Grid):
         self._server = server
         self._sites = None if sites is None else frozenset(sites)
         self._box = Box()
-        self._run = run_alone()
+        super().__init__()
         self._ids = count(1)
         self._prefix = secrets.token_hex(8)
-        identify_coordinator()
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return sorted(self._names())

@@ -15,10 +15,9 @@ from itertools import count
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from link.errors import LinkError
-from link.flower import RUN_ID, Run, identify_coordinator, run_alone, stamp
+from link.flower import RUN_ID, RunGrid, stamp
 
 CLIENT_APP_RAISED = 2
 FIRST_NODE_ID = 2
@@ -26,7 +25,7 @@ FIRST_NODE_ID = 2
 logger = logging.getLogger(f"twinward.{__name__}")
 
 
-class LocalGrid(Grid):
+class LocalGrid(RunGrid):
     """Carries messages to nodes of this process, each with a Context of its own.
 
     `sent`, `answered` and `seconds` count what went through it.
@@ -52,28 +51,10 @@ class LocalGrid(Grid):
         }
         self._replies: dict[str, Message] = {}
         self._ids = count(1)
-        self._run = run_alone()
+        super().__init__()
         self.sent = 0
         self.answered = 0
         self.seconds = 0.0
-        identify_coordinator()
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
