@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def _run(name: str, words: list[str]) -> int:
     agent = Agent(SiteHome(said.home))
 
     def end(_: int, __: FrameType | None) -> None:
-        agent.stop()
+        # In a thread: this one may hold the very lock that the stop needs.
+        threading.Thread(target=agent.stop, name="stop").start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

@@ -74,10 +74,13 @@ class Agent:
         self._broken = ""
         self._answered = 0
         self._due: dict[str, float] = {}
+        self._link: HospitalLink | None = None
 
     def stop(self) -> None:
-        """Ends `run` soon; a request that is being answered is finished first."""
+        """Ends `run` soon; a request that is being answered is finished first. Not for signal handlers."""
         self._stop.set()
+        if self._link is not None:
+            self._link.end_calls()  # to a coordinator that is gone, a chore would wait a minute for each
 
     def run(self) -> None:
         """Works until `stop`.
@@ -95,7 +98,7 @@ class Agent:
             stack.callback(log.close)
             self._check()
             log.append("started", who=self.settings.site, version=RELEASE)
-            link = self._link(log)
+            link = self._link = self._linked(log)
             link.start()
             stack.callback(log.append, "stopped", who=self.settings.site, version=RELEASE)
             stack.callback(link.stop)
@@ -114,7 +117,7 @@ class Agent:
             close_hospitals()
             read_data(self.settings)
 
-    def _link(self, log: AuditLog) -> HospitalLink:
+    def _linked(self, log: AuditLog) -> HospitalLink:
         witness = Witness(log, keys=set(self.home.coordinator_keys().values()))
 
         begun = log.size

@@ -123,6 +123,7 @@ class HospitalLink:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="site")
         self._shelf = Shelf(settings.transfers, settings.limits)
         self._calls: dict[str, concurrent.futures.Future[bytes]] = {}
+        self._ending = False
         self._running: concurrent.futures.Future[None] | None = None
         self._mailbox = Mailbox(
             asks=pb.Header.REQUEST,
@@ -154,6 +155,11 @@ class HospitalLink:
             with suppress(concurrent.futures.CancelledError):
                 self._running.result()
         self._pool.shutdown(wait=wait, cancel_futures=True)
+        self.end_calls()
+
+    def end_calls(self) -> None:
+        """Refuses the calls that wait for an answer, and every later one, as `stopped`."""
+        self._ending = True
         for id_ in list(self._calls):
             self._fail_call(id_, "stopped")
 
@@ -166,11 +172,14 @@ class HospitalLink:
         """The coordinator's answer to a call, over as many connections as it takes.
 
         Raises:
-            CallRefused: it said no (its code), or did not answer in time (`no_answer`).
+            CallRefused: it said no (its code), did not answer in time (`no_answer`), or this side
+                ends (`stopped`).
         """
         id_ = f"{self._instance}-{secrets.token_hex(8)}"
         future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
         self._calls[id_] = future
+        if self._ending:  # looked at after the call is listed, so that none slips through
+            self._fail_call(id_, "stopped")
         loop = event_loop()
         loop.call_soon_threadsafe(self._mailbox.ask, Packer().call(id_, kind, payload))
         try:

@@ -58,7 +58,8 @@ def serve(home: CoordinatorHome, *, on_ready: Callable[[Daemon], None] | None = 
     ended = threading.Event()
 
     def end(_: int, __: FrameType | None) -> None:
-        ended.set()
+        # In a thread: this one may hold the very lock that the event needs.
+        threading.Thread(target=ended.set, name="stop").start()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,11 @@ from typing import cast
 import pytest
 
 from client.agent import Agent, Pace
-from link.hospital import HospitalLink, State
+from client.calling import credentials_of
+from link.errors import CallRefused
+from link.hospital import HospitalLink, HospitalSettings, State
 from tests.hospital_home import Coordinator, founded
+from tests.server.federation_of_processes import wait_until
 from trust.audit import AuditLog
 
 
@@ -39,3 +43,27 @@ def test_neither_what_a_peer_sends_nor_a_full_disk_nor_a_broken_policy_ends_the_
     assert "could not fetch the model of heart: RecursionError" in told
     assert "could not write status.json" in told and "could not fetch models" in told
     assert "Expected TOML" in told
+
+
+def test_a_stop_ends_a_call_that_a_coordinator_does_not_answer(coordinator: Coordinator) -> None:
+    silent = HospitalSettings(
+        address="127.0.0.1:9",
+        credentials=lambda: credentials_of(coordinator.home),
+        transfers=coordinator.home.transfers,
+    )
+    agent = Agent(coordinator.home)
+    link = agent._link = HospitalLink(silent, lambda message: message)
+    said: list[str] = []
+
+    def call() -> None:
+        for _ in range(2):  # one that waits, and one that begins after the stop
+            with pytest.raises(CallRefused) as refused:
+                link.call("model", b"", 600.0)
+            said.append(refused.value.code)
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    wait_until(lambda: bool(link._calls))
+    agent.stop()
+    caller.join(30.0)
+    assert said == ["stopped", "stopped"]
