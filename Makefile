@@ -54,5 +54,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt .ci/venv
 	PYTHON="$(PYTHON)" .ci/venv $(VENV)
 	@echo "Installing what constraints.txt lists; the first time this takes some minutes."
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,site,feeds]"
 	touch $(STAMP)
