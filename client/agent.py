@@ -32,7 +32,8 @@ from client.home import SiteHome
 from client.hospital import close_hospitals, hospital
 from client.inbox import Inbox
 from client.joining import renew, renewal_due
-from client.policy import read_policy
+from client.policy import policy_bytes
+from client.records import note_policy, recorded_policy
 from client.shelf import Shelf
 from conf.errors import TwinwardError
 from link.errors import LinkError
@@ -40,6 +41,7 @@ from link.flower import RUN_ID, identify_coordinator
 from link.hospital import HospitalLink, HospitalSettings
 from trust.audit import AuditLog
 from trust.card import FETCH, fetch_request
+from trust.digest import sha256
 from trust.errors import TrustError
 from trust.keys import write_file
 from trust.plan import RELEASE
@@ -74,6 +76,7 @@ class Agent:
         self._broken = ""
         self._answered = 0
         self._due: dict[str, float] = {}
+        self._policy_sha256 = ""
         self._link: HospitalLink | None = None
 
     def stop(self) -> None:
@@ -110,7 +113,7 @@ class Agent:
 
     def _check(self) -> None:
         """Finds at the start what would else fail at the first request."""
-        read_policy(self.home.policy)
+        recorded_policy(self.home)
         credentials_of(self.home)
         if self.settings.role == "site":
             hospital(str(self.home.directory))
@@ -154,6 +157,7 @@ class Agent:
         return reply
 
     def _tick(self, link: HospitalLink, log: AuditLog) -> None:
+        self._try("record a change of the policy", partial(self._note_policy, log))
         if self._is_due("status", self._pace.status_s):
             self._try("write status.json", partial(self._write_status, link))
         if not link.state.connected:
@@ -163,13 +167,20 @@ class Agent:
         if self._is_due("fetch", self._pace.fetch_s):
             self._try("fetch models", partial(self._fetch_all, link, log))
 
+    def _note_policy(self, log: AuditLog) -> None:
+        """A change of the policy stands in the log also where nobody asks for anything."""
+        digest = sha256(policy_bytes(self.home.policy))
+        if digest != self._policy_sha256:
+            note_policy(log, digest, who=self.settings.site)
+            self._policy_sha256 = digest
+
     def _renew(self, link: HospitalLink, log: AuditLog) -> None:
         if renewal_due(self.home, datetime.now(UTC)):
             renew(self.home, lambda kind, payload: link.call(kind, payload, self._pace.call_s))
             log.append("certificate_renewed", who=self.settings.site, name=self.settings.site)
 
     def _fetch_all(self, link: HospitalLink, log: AuditLog) -> None:
-        for task in read_policy(self.home.policy).tasks:
+        for task in recorded_policy(self.home).tasks:
             self._try(f"fetch the model of {task}", partial(self._fetch, link, log, task))
 
     def _fetch(self, link: HospitalLink, log: AuditLog, task: str) -> None:

@@ -9,7 +9,8 @@ For a request these questions come in this order; the first answer that is no en
    with other participants again asks for a second charge that nobody approved. (plan_differs)
 4. Can the data be read, and are there enough patients?
 
-The policy is read anew for each request, so that a change to it holds from the next request on.
+The policy is read anew for each request, so that a change to it holds from the next request on. Which
+bytes it has stands in the audit log before anything is done by them.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from client.errors import ClientError
 from client.home import SiteHome
 from client.inbox import POLICY, Inbox, Offer
 from client.ledger import Ledger
-from client.policy import Facts, Policy, Verdict, cost, judge, read_policy, release_of
+from client.policy import Facts, Policy, Verdict, cost, judge, parse_policy, policy_bytes, release_of
 from client.records import AuditRecords, Records
 from client.site import OpenSite
 from conf import schema
 from link.wire import ACCEPT, DECLARE, TRAIN
 from privacy.accounting import lifetime_epsilon
+from trust.digest import sha256
 from trust.errors import PlanError, TrustError
 from trust.plan import Plan, from_json
 from trust.signing import verify_plan
@@ -76,10 +78,11 @@ class Hospital:
         self.settings = home.settings()
         self._secret = home.secret()
         self._clock = clock
-        self._policy = read_policy(home.policy)
+        self._records = records or AuditRecords(home)
+        self._policy_sha256 = ""
+        self._policy = self._read_policy()
         self._ledger = _open_ledger(home, self._policy)
         self.inbox = Inbox(home.inbox)
-        self._records = records or AuditRecords(home)
         self._records.check(self._ledger)
 
     @property
@@ -262,12 +265,21 @@ class Hospital:
 
     def _current_policy(self) -> Policy:
         """The policy as it is on disk now; the ledger gets its ceiling."""
-        policy = read_policy(self.home.policy)
+        policy = self._read_policy()
         if policy != self._policy:
             self._ledger.close()
             self._ledger = _open_ledger(self.home, policy)
             self._policy = policy
         return policy
+
+    def _read_policy(self) -> Policy:
+        """The policy as it is on disk now, recorded if its bytes are others than before."""
+        data = policy_bytes(self.home.policy)
+        digest = sha256(data)
+        if digest != self._policy_sha256:
+            self._records.policy(digest, who=self.name)
+            self._policy_sha256 = digest
+        return parse_policy(data)
 
     def _offered(self, asked: Asked, key: str) -> None:
         if self.inbox.find(asked.plan.offer_hash) is None:

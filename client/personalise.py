@@ -22,7 +22,7 @@ from client import plugins
 from client.data import windows
 from client.errors import ClientError
 from client.home import SiteHome
-from client.policy import read_policy
+from client.records import recorded_policy
 from client.shelf import Shelf, plan_of
 from client.trainer import load_state
 from trust.card import Card
@@ -79,7 +79,7 @@ def personalise(home: SiteHome, task_name: str) -> Personalised:
             " fetches it.",
         )
     card, state = held
-    pins = read_policy(home.policy).plugins
+    pins = recorded_policy(home).plugins
     task, examples = windows(home.settings(), plan_of(card).task, pins)
     if not len(examples):
         raise ClientError("too_few_patients", f"No patient here has data for task {task_name!r}.")

@@ -143,23 +143,34 @@ def read_policy(path: Path) -> Policy:
     Raises:
         ClientError: policy_unreadable. Without a policy nothing is admitted.
     """
+    return parse_policy(policy_bytes(path))
+
+
+def policy_bytes(path: Path) -> bytes:
+    """The file of a policy as it is.
+
+    Raises:
+        ClientError: policy_unreadable.
+    """
     try:
-        return parse_policy(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return path.read_bytes()
+    except OSError:
         raise _unreadable(f"Expected the site's policy in {path}; it cannot be read.") from None
 
 
-def parse_policy(text: str) -> Policy:
-    """The policy of a TOML text.
+def parse_policy(source: str | bytes) -> Policy:
+    """The policy of a TOML text, or of its bytes in UTF-8.
 
     Raises:
         ClientError: policy_unreadable: not TOML, an unknown or missing key, a value out of its range.
             A word that nobody understands may be a rule that somebody relies on.
     """
     try:
-        data = tomllib.loads(text)
+        data = tomllib.loads(source if isinstance(source, str) else source.decode("utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise _unreadable(f"Expected TOML in the policy: {error}.") from None
+    except UnicodeDecodeError:
+        raise _unreadable("Expected UTF-8 in the policy.") from None
     unknown = sorted(set(data) - set(_SECTIONS) - {"plugins"})
     missing = sorted(set(_SECTIONS) - set(data))
     if unknown or missing:

@@ -13,8 +13,10 @@ from client import anchor
 from client.errors import ClientError
 from client.home import SiteHome
 from client.ledger import Ledger
+from client.policy import Policy, parse_policy, policy_bytes
 from conf.errors import TwinwardError
 from trust.audit import AuditLog
+from trust.digest import sha256 as digest_of
 from trust.errors import TrustError
 
 Fact = str | int | float | bool
@@ -25,6 +27,10 @@ class Records(Protocol):
 
     def write(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> None:
         """Records one thing durably; raises ClientError audit_failed."""
+        ...
+
+    def policy(self, sha256: str, *, who: str) -> None:
+        """Records the policy's bytes, if they are others than those recorded last; raises audit_failed."""
         ...
 
     def check(self, ledger: Ledger) -> None:
@@ -51,6 +57,12 @@ class AuditRecords:
         except (TwinwardError, sqlite3.Error, OSError) as error:
             raise _failed(error) from None
 
+    def policy(self, sha256: str, *, who: str) -> None:
+        try:
+            note_policy(self._log, sha256, who=who)
+        except (TwinwardError, sqlite3.Error, OSError) as error:
+            raise _failed(error) from None
+
     def check(self, ledger: Ledger) -> None:
         try:
             anchor.check(ledger, self._log)
@@ -59,6 +71,33 @@ class AuditRecords:
 
     def close(self) -> None:
         self._log.close()
+
+
+def note_policy(log: AuditLog, sha256: str, *, who: str) -> None:
+    """Records the SHA-256 of the policy's bytes with the one before, if it is another.
+
+    Raises:
+        TrustError: the log cannot be written; nothing may be done by the new policy then.
+    """
+    last = log.last("policy_changed")
+    before = "" if last is None else str(last.facts["policy"])
+    if sha256 != before:
+        log.append("policy_changed", who=who, policy=sha256, before=before)
+
+
+def recorded_policy(home: SiteHome) -> Policy:
+    """The policy as it is on disk, which stands in the audit log before anything is done by it.
+
+    Raises:
+        ClientError: policy_unreadable or audit_failed.
+    """
+    data = policy_bytes(home.policy)
+    records = AuditRecords(home)
+    try:
+        records.policy(digest_of(data), who=home.settings().site)
+    finally:
+        records.close()
+    return parse_policy(data)
 
 
 def _failed(error: Exception) -> ClientError:

@@ -20,7 +20,7 @@ from client import plugins
 from client.asked import Asked
 from client.hospital import Hospital
 from client.ledger import Ledger
-from client.policy import Verdict, cost, read_policy
+from client.policy import Verdict, cost
 from client.site import OpenSite, rehearsing
 from conf import schema
 from link.local import LocalGrid
@@ -89,7 +89,7 @@ def rehearse(hospital: Hospital, plan: Plan, *, key: str, model: Arrays | None =
     """
     site = hospital.set_up(plan)
     base = _start(site, plan) if model is None else model
-    policy = read_policy(hospital.home.policy)
+    policy = hospital.policy
     verdict = hospital.verdict(plan, key, patients=site.patients)
     played = replace(plan, base_sha256=arrays_sha256(base))
     with tempfile.TemporaryDirectory() as folder:

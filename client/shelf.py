@@ -18,7 +18,7 @@ import numpy as np
 from client import plugins
 from client.errors import ClientError
 from client.home import SiteHome
-from client.policy import read_policy
+from client.records import recorded_policy
 from trust.card import Card, unpack
 from trust.digest import Arrays, arrays_from_bytes, arrays_to_bytes
 from trust.errors import TrustError
@@ -116,7 +116,7 @@ class Shelf:
         return card, model
 
     def _check_network(self, card: Card, model: Arrays) -> None:
-        plan, policy = from_json(card.plan), read_policy(self._home.policy)
+        plan, policy = from_json(card.plan), recorded_policy(self._home)
         if plan.task.name not in policy.tasks or plan.model.name not in policy.models:
             raise _refused("The policy does not admit its task or its network ([admit] in policy.toml).")
         pins = policy.plugins

@@ -46,7 +46,7 @@ KINDS: Final[dict[str, frozenset[str]]] = {
         "accepted": "plan offer epsilon ledger_size ledger_head noise_multiplier sampling_rate steps",
         "released": "plan round base update ledger_size ledger_head",
         "rehearsed": "plan",
-        "policy_changed": "policy",
+        "policy_changed": "policy before",
         "ledger_accepted": "ledger_size ledger_head recharged ended",
         # what the logs say of each other
         "heads_exchanged": "peer size root own_size own_root",

@@ -89,7 +89,12 @@ def test_a_rehearsal_prints_what_leaves_and_writes_it_where_asked(
     assert _site(coordinator, "rehearse", coordinator.offer.hash[:8]) == 0
     assert "nothing was sent" in capsys.readouterr().out
     with AuditLog(coordinator.home.audit) as log:
-        assert [record.kind for record in log.records()] == ["offered", "rehearsed", "rehearsed"]
+        assert [record.kind for record in log.records()] == [
+            "policy_changed",
+            "offered",
+            "rehearsed",
+            "rehearsed",
+        ]
 
 
 def test_a_plan_that_was_not_offered_yet_can_be_rehearsed_from_its_file(

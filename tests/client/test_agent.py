@@ -12,11 +12,13 @@ import pytest
 
 from client.agent import Agent, Pace
 from client.calling import credentials_of
+from client.policy import DEFAULT_POLICY
 from link.errors import CallRefused
 from link.hospital import HospitalLink, HospitalSettings, State
 from tests.hospital_home import Coordinator, founded
 from tests.server.federation_of_processes import wait_until
 from trust.audit import AuditLog
+from trust.digest import sha256
 
 
 @pytest.fixture
@@ -43,6 +45,21 @@ def test_neither_what_a_peer_sends_nor_a_full_disk_nor_a_broken_policy_ends_the_
     assert "could not fetch the model of heart: RecursionError" in told
     assert "could not write status.json" in told and "could not fetch models" in told
     assert "Expected TOML" in told
+
+
+def test_a_policy_that_is_edited_is_recorded_without_a_request(coordinator: Coordinator) -> None:
+    link = SimpleNamespace(state=State(connected=False))
+    agent = Agent(coordinator.home, pace=Pace(status_s=1e9))
+    agent._due["status"] = float("inf")
+    with AuditLog(coordinator.home.audit) as log:
+        for text in ("", "", "# looser\n", "# tighter\n", "# tighter\n"):
+            coordinator.home.policy.write_text(text + DEFAULT_POLICY)
+            agent._tick(cast("HospitalLink", link), log)
+        records = list(log.records())
+    assert [record.kind for record in records] == ["policy_changed"] * 3
+    hashes = [str(record.facts["policy"]) for record in records]
+    assert [str(record.facts["before"]) for record in records] == ["", *hashes[:2]]
+    assert hashes[2] == sha256(coordinator.home.policy.read_bytes())
 
 
 def test_a_stop_ends_a_call_that_a_coordinator_does_not_answer(coordinator: Coordinator) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from client.errors import ClientError
 from client.hospital import Hospital, close_hospitals, hospital
 from client.inbox import Inbox
 from client.ledger import Ledger
@@ -18,6 +19,8 @@ from client.records import Fact
 from client.site import rehearsing
 from link.wire import DECLARE, plan_request
 from tests.hospital_home import AUTOMATIC, Coordinator, founded, write_policy
+from trust.audit import AuditLog
+from trust.digest import sha256
 from trust.plan import Plan
 from trust.signing import Signer, sign_plan
 
@@ -237,11 +240,12 @@ class Noted:
 
     def write(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> None:
         if kind == self.broken:
-            from client.errors import ClientError
-
             raise ClientError("audit_failed", "The disk is full.")
         self.kinds.append(kind)
         self.facts.append(facts)
+
+    def policy(self, sha256: str, *, who: str) -> None:
+        self.write("policy_changed", who=who, policy=sha256)
 
     def check(self, ledger: Ledger) -> None:
         pass
@@ -257,9 +261,10 @@ def test_what_leaves_was_recorded_before(automatic: Coordinator) -> None:
         automatic.accept()
         automatic.train(1)
         automatic.train(99)
+    assert records.kinds.pop(0) == "policy_changed"
     assert records.kinds == ["offered", "approved", "declared", "accepted", "released", "refused"]
-    assert records.facts[4]["plan"] == automatic.plan.hash
-    assert records.facts[5]["code"] == "round_unknown"
+    assert records.facts[5]["plan"] == automatic.plan.hash
+    assert records.facts[6]["code"] == "round_unknown"
 
 
 @pytest.mark.parametrize("broken", ["offered", "approved", "declared", "accepted", "released"])
@@ -271,6 +276,50 @@ def test_without_its_record_nothing_leaves(automatic: Coordinator, broken: str) 
     last = {"offered": 0, "approved": 0, "declared": 0, "accepted": 1, "released": 2}[broken]
     assert said[last].error == "audit_failed"
     assert said[last].patients == 0
+
+
+def test_each_policy_stands_in_the_log_before_it_is_acted_on(automatic: Coordinator) -> None:
+    def changes() -> list[tuple[int, Fact, Fact]]:
+        with AuditLog(automatic.home.audit) as log:
+            return [
+                (record.number, record.facts["before"], record.facts["policy"])
+                for record in log.records(kinds=["policy_changed"])
+            ]
+
+    def told() -> str:
+        return sha256(automatic.home.policy.read_bytes())
+
+    first = told()
+    automatic.declare()
+    assert changes() == [(0, "", first)]
+    automatic.accept()
+    close_hospitals()
+    assert automatic.train(1)[0].error == ""
+    assert len(changes()) == 1  # neither a request nor a restart changes it
+    write_policy(automatic.home, replace(AUTOMATIC, epsilon_per_plan=100.0))
+    second = told()
+    automatic.declare(replace(automatic.offer, purpose="another"))
+    with AuditLog(automatic.home.audit) as log:
+        (approved,) = [record.number for record in log.records(kinds=["approved"])][1:]
+    assert changes()[1:] == [(approved - 1, first, second)]
+    automatic.home.policy.write_text("[admit")
+    third = told()
+    assert automatic.train(2)[0].error == "policy_unreadable"
+    assert changes()[2][1:] == (second, third)
+
+
+def test_a_policy_that_cannot_be_recorded_admits_nothing(automatic: Coordinator) -> None:
+    records = Noted()
+    hospital = Hospital(automatic.home, records=records)
+    write_policy(automatic.home, replace(AUTOMATIC, epsilon_per_plan=100.0))
+    records.broken = "policy_changed"
+    with rehearsing(hospital):
+        assert automatic.declare().error == "audit_failed"
+        assert automatic.declare().error == "audit_failed"
+        records.broken = ""
+        assert automatic.declare().error == ""
+    with pytest.raises(ClientError, match="audit_failed"):
+        Hospital(automatic.home, records=Noted("policy_changed"))
 
 
 def test_a_request_that_is_no_plan_is_malformed(automatic: Coordinator) -> None:
