@@ -25,6 +25,7 @@ simulate: $(STAMP)
 
 # A file's tests stay in one process, which makes what they share (a run, a wheel, read recordings) once.
 test: $(STAMP)
+	.ci/system
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # `make test` has the short form of the same tests.
