@@ -26,7 +26,7 @@ from trust.record import Record
 RECOVERED = "recovered offer "
 """What the terms of a recovered plan begin with; the hash of its offer follows."""
 
-_CHARGED, _RELEASED, _ACCEPTED = "accepted", "released", "ledger_accepted"
+_CHARGED, _RELEASED, _ANSWERED, _ACCEPTED = "accepted", "released", "answered", "ledger_accepted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def check(ledger: Ledger, log: AuditLog) -> None:
     faults = ledger.faults()
     if faults:
         raise ClientError("ledger_unreadable", f"The privacy ledger was changed: {'; '.join(faults[:5])}.")
-    record = log.last(_CHARGED, _RELEASED, _ACCEPTED)
+    record = log.last(_CHARGED, _RELEASED, _ANSWERED, _ACCEPTED)
     if record is None:
         if any(entry.rounds_complete for entry in ledger.plans()):
             raise _restored("Releases stand in the privacy ledger of which the audit log knows nothing.")

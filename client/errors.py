@@ -28,6 +28,8 @@ CODES: Final = (
     "plan_unsigned",
     "plugin_refused",
     "policy_unreadable",
+    "quantity_unknown",
+    "question_refused",
     "release_differs",
     "release_refused",
     "round_repeated_on_other_base",

@@ -59,6 +59,12 @@ enabled = false
 tasks = []
 epsilon_per_plan = 0.0
 
+[questions]                 # how many patients are so and so: noisy counts; docs/questions.md
+admit = true                # false refuses every question
+epsilon_per_question = 1.0  # upper bound, per patient, at the delta above; counts over life as plans do
+smallest_count = 10         # noisy counts below it are not told
+automatic = false           # true answers without a person what passes the rules
+
 [plugins]                   # SHA-256 of an installed plug-in, as `twinward site plugins` prints it
 # "twinward.tasks:mytask" = "…"
 """
@@ -81,6 +87,10 @@ class Policy:
     automatic: bool = False
     automatic_tasks: tuple[str, ...] = ()
     automatic_epsilon_per_plan: float = 0.0
+    questions: bool = False
+    epsilon_per_question: float = 1.0
+    smallest_count: int = 10
+    automatic_questions: bool = False
     plugins: Mapping[str, str]
 
     @property
@@ -172,12 +182,13 @@ def parse_policy(source: str | bytes) -> Policy:
     except UnicodeDecodeError:
         raise _unreadable("Expected UTF-8 in the policy.") from None
     unknown = sorted(set(data) - set(_SECTIONS) - {"plugins"})
-    missing = sorted(set(_SECTIONS) - set(data))
+    missing = sorted(set(_SECTIONS) - set(data) - {_QUESTIONS})  # without it no question is admitted
     if unknown or missing:
         raise _unreadable(f"Policy: unknown sections {unknown}, missing sections {missing}.")
     values: dict[str, Any] = {"plugins": _plugins(data.get("plugins", {}))}
     for section, keys in _SECTIONS.items():
-        values |= _section(section, keys, data[section])
+        if section in data:
+            values |= _section(section, keys, data[section])
     policy = Policy(**values)
     _check_ranges(policy)
     return policy
@@ -195,6 +206,7 @@ def policy_to_toml(policy: Policy) -> str:
     return "\n".join(lines) + "\n"
 
 
+_QUESTIONS: Final = "questions"
 _SECTIONS: Final[dict[str, dict[str, str]]] = {
     "admit": {name: name for name in ("coordinators", "tasks", "models", "strategies", "aggregations")},
     "privacy": {
@@ -205,6 +217,12 @@ _SECTIONS: Final[dict[str, dict[str, str]]] = {
         "enabled": "automatic",
         "tasks": "automatic_tasks",
         "epsilon_per_plan": "automatic_epsilon_per_plan",
+    },
+    _QUESTIONS: {
+        "admit": "questions",
+        "epsilon_per_question": "epsilon_per_question",
+        "smallest_count": "smallest_count",
+        "automatic": "automatic_questions",
     },
 }
 """Key of each section → field of Policy."""
@@ -336,6 +354,11 @@ def _check_ranges(policy: Policy) -> None:
         ),
         (0 < policy.delta < 1, "privacy.delta"),
         (policy.minimum_patients >= 1, "privacy.minimum_patients"),
+        (
+            policy.epsilon_per_question > 0 and math.isfinite(policy.epsilon_per_question),
+            "questions.epsilon_per_question",
+        ),
+        (1 <= policy.smallest_count <= 1_000_000, "questions.smallest_count"),
         (policy.automatic_epsilon_per_plan >= 0, "automatic.epsilon_per_plan"),  # also refuses NaN
     ]
     wrong = [where for holds, where in checks if not holds]

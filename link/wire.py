@@ -1,9 +1,10 @@
 """What the messages between coordinator and sites hold, and nothing else.
 
-Three requests, each with one answer:
+Four requests, each with one answer:
 - `query.declare`: an offered plan → the site's name and its rounded number of patients;
 - `query.accept`: the plan with participants → the site's name;
-- `train`: an accepted plan, a round of it and the global model → the site's update.
+- `train`: an accepted plan, a round of it and the global model → the site's update;
+- `query.question`: a question (trust/question.py) → the site's noisy counts of patients.
 The plan travels whole each time, so that a site need not keep it: its hash says whether the site
 accepted it. With it travels the coordinator's signature over its JSON, which is empty in a simulation
 and which a hospital checks. An answer with a non-empty error code holds no more than the code.
@@ -23,11 +24,14 @@ from trust.digest import Arrays
 DECLARE = "query.declare"
 ACCEPT = "query.accept"
 TRAIN = "train"
+QUESTION = "query.question"
 
 PLAN = "plan"
 ANSWER_KEYS = {"site": str, "plan": str, "round": int, "base": str, "patients": int, "error": str}
 PLAN_KEYS: dict[str, type] = {"json": str, "signature": str}
 ROUND_KEYS = {"plan": str, "signature": str, "round": int, "base": str}
+COUNTS = "counts"
+MOST_COUNTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +72,21 @@ class Answer:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """A site's answer to a question.
+
+    Attributes:
+        counts: one of each cell of the question; -1 where it is not told.
+        smallest: no count that is told is below it.
+    """
+
+    counts: tuple[int, ...]
+    smallest: int
+
+
 def plan_request(plan_json: str, signature: str = "") -> RecordDict:
-    """The content of `declare` and `accept`."""
+    """The content of `declare`, `accept` and, with a question in place of the plan, `question`."""
     return RecordDict({PLAN: ConfigRecord({"json": plan_json, "signature": signature})})
 
 
@@ -139,6 +156,41 @@ def read_answer(content: RecordDict) -> tuple[Answer, Arrays | None]:
         error=str(values["error"]),
     )
     return said, record_to_arrays(content[UPDATE]) if UPDATE in content else None
+
+
+def question_answer(said: Answer, told: Counts) -> RecordDict:
+    """The content of the reply to a question that is answered; one that is not is an `answer`."""
+    content = answer(said)
+    content[COUNTS] = ConfigRecord({"counts": list(told.counts), "smallest": told.smallest})
+    return content
+
+
+def read_question_answer(content: RecordDict) -> tuple[Answer, Counts | None]:
+    """What `question_answer` wrote, or an `answer` with an error.
+
+    Raises:
+        LinkError: the reply is not of this form.
+    """
+    if COUNTS not in content:
+        said, update = read_answer(content)
+        if update is not None or not said.error:
+            raise LinkError("Expected counts or an error in the answer to a question.")
+        return said, None
+    record = content[COUNTS]
+    if set(content) != {ANSWER, COUNTS} or not isinstance(record, ConfigRecord):
+        raise LinkError(f"Expected the records {ANSWER!r} and {COUNTS!r}; {sorted(content)} came.")
+    counts, smallest = record.get("counts"), record.get("smallest")
+    if (
+        set(record) != {"counts", "smallest"}
+        or type(smallest) is not int
+        or not isinstance(counts, list)
+        or len(counts) > MOST_COUNTS
+    ):
+        raise LinkError(f"Expected at most {MOST_COUNTS} counts, and the smallest that is told.")
+    whole = tuple(value for value in counts if type(value) is int)
+    if len(whole) != len(counts):
+        raise LinkError("Expected whole numbers for counts.")
+    return read_answer(RecordDict({ANSWER: content[ANSWER]}))[0], Counts(counts=whole, smallest=smallest)
 
 
 def record_to_arrays(record: object) -> Arrays:

@@ -20,9 +20,10 @@ from trust.digest import sha256
 from trust.errors import TrustError
 from trust.keys import read_private, write_file
 
-Context = Literal["plan", "head", "model"]
+Context = Literal["plan", "question", "head", "model"]
 _CONTEXTS: Final[dict[str, bytes]] = {
     "plan": b"twinward plan v1",
+    "question": b"twinward question v1",
     "head": b"twinward audit head v1",
     "model": b"twinward model v1",
 }
