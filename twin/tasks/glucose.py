@@ -9,7 +9,7 @@ Letters as in `twin.tasks.protocol`; O = 3 H: the path, then the two spreads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from twin.site import Site
 from twin.tasks import glucose_inputs as inputs
 from twin.tasks.metrics import glucose_metrics
 from twin.tasks.protocol import Examples, Forecast, Metric
-from twin.tasks.windows import Clock, microseconds, moments, track, values_after
+from twin.tasks.windows import Clock, Track, last_rows, microseconds, moments, track, values_after
 
 HORIZONS_MIN = (15, 30, 45, 60)
 TARGET_WITHIN_MIN = 2.5
@@ -65,30 +65,26 @@ class GlucoseTask:
         patients = site.patients.index
         glucose = track(site.observations, "glucose", patients, clock)
         rows = moments(glucose, self.stride_min)
-        patient_N, now_us_N = glucose.patient_R[rows], glucose.time_us_R[rows]
-        horizons = np.asarray(HORIZONS_MIN, float)
         target_NH, observed_NH = values_after(
-            glucose, clock, patient_N, now_us_N, horizons, TARGET_WITHIN_MIN
+            glucose,
+            clock,
+            glucose.patient_R[rows],
+            glucose.time_us_R[rows],
+            np.asarray(HORIZONS_MIN, float),
+            TARGET_WITHIN_MIN,
         )
         keep = observed_NH.any(axis=1)
-        rows, patient_N, now_us_N = rows[keep], patient_N[keep], now_us_N[keep]
-        others = {s: track(site.observations, s, patients, clock) for s in inputs.OPTIONAL_SIGNALS}
-        energy = track(site.observations, "energy_intake", patients, clock)
-        others["carbohydrates"] = inputs.meals(others["carbohydrates"], energy)
-        series_NTC = _float(inputs.series(glucose, others, clock, patient_N, now_us_N))
-        static_NS = _float(inputs.static(others, clock, patient_N, now_us_N))
-        anchor_N = _float(glucose.value_R[rows])
-        return Examples(
-            series_NTC=series_NTC,
-            static_NS=static_NS,
-            table_NF=inputs.tabulate(series_NTC, static_NS, anchor_N),
-            anchor_N=anchor_N,
-            target_NH=_float(target_NH[keep]),
-            observed_NH=torch.from_numpy(observed_NH[keep]),
-            patient_N=torch.from_numpy(patient_N),
-            time_us_N=torch.from_numpy(now_us_N),
-            patients=tuple(str(p) for p in patients),
-        )
+        return _windows(site, clock, glucose, rows[keep], target_NH[keep], observed_NH[keep])
+
+    def latest(self, site: Site, now_us: int) -> Examples:
+        """The window at the last glucose value of each patient who has one in the last half hour."""
+        live = site.observations[microseconds(site.observations["time"]) <= now_us]
+        clock = Clock.over(microseconds(live["time"]))
+        glucose = track(live, "glucose", site.patients.index, clock)
+        rows = last_rows(glucose)
+        rows = rows[glucose.time_us_R[rows] >= now_us - round(inputs.CARRY_MIN * 60e6)]
+        none_NH = np.zeros((len(rows), len(HORIZONS_MIN)))
+        return _windows(replace(site, observations=live), clock, glucose, rows, none_NH, none_NH > 0)
 
     def sequence(self, examples: Examples) -> Tensor:
         """Channels over time, oldest first, at order one; 0 where nothing is known."""
@@ -158,6 +154,36 @@ class GlucoseTask:
         h = len(HORIZONS_MIN)
         spread = outputs_NO[:, h:].clamp(-5.0, 3.0).exp()
         return outputs_NO[:, :h], spread[:, :h], spread[:, h:]
+
+
+def _windows(
+    site: Site,
+    clock: Clock,
+    glucose: Track,
+    rows: np.ndarray,
+    target_NH: np.ndarray,
+    observed_NH: np.ndarray,
+) -> Examples:
+    """The windows at some rows of the glucose track, with their targets."""
+    patients = site.patients.index
+    patient_N, now_us_N = glucose.patient_R[rows], glucose.time_us_R[rows]
+    others = {s: track(site.observations, s, patients, clock) for s in inputs.OPTIONAL_SIGNALS}
+    energy = track(site.observations, "energy_intake", patients, clock)
+    others["carbohydrates"] = inputs.meals(others["carbohydrates"], energy)
+    series_NTC = _float(inputs.series(glucose, others, clock, patient_N, now_us_N))
+    static_NS = _float(inputs.static(others, clock, patient_N, now_us_N))
+    anchor_N = _float(glucose.value_R[rows])
+    return Examples(
+        series_NTC=series_NTC,
+        static_NS=static_NS,
+        table_NF=inputs.tabulate(series_NTC, static_NS, anchor_N),
+        anchor_N=anchor_N,
+        target_NH=_float(target_NH),
+        observed_NH=torch.from_numpy(observed_NH),
+        patient_N=torch.from_numpy(patient_N),
+        time_us_N=torch.from_numpy(now_us_N),
+        patients=tuple(str(p) for p in patients),
+    )
 
 
 def _pinball(error: Tensor, quantile: float) -> Tensor:

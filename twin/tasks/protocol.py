@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -173,6 +173,19 @@ class Task(Protocol):
 
     def metrics(self) -> tuple[Metric, ...]:
         """What forecasts of this task are judged by."""
+        ...
+
+
+@runtime_checkable
+class LiveTask(Task, Protocol):
+    """A task that forecasts from a living record, where nothing of what is to come is known."""
+
+    def latest(self, site: Site, now_us: int) -> Examples:
+        """One window for each patient with fresh enough data, the last by `now_us`; no target observed.
+
+        Nothing later than `now_us` (microseconds since 1970 UTC) is read. The window is the one that
+        `examples` makes at the same moment, targets aside.
+        """
         ...
 
 

@@ -180,3 +180,10 @@ def moments(rows: Track, stride_min: int) -> np.ndarray:
     new = np.ones(len(slot_R), bool)
     new[1:] = (slot_R[1:] != slot_R[:-1]) | (rows.patient_R[1:] != rows.patient_R[:-1])
     return np.flatnonzero(new)
+
+
+def last_rows(rows: Track) -> np.ndarray:
+    """Row number of the last observation of each patient who has any, sorted."""
+    if not len(rows.patient_R):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(np.append(rows.patient_R[1:] != rows.patient_R[:-1], True))
