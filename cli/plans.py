@@ -1,4 +1,4 @@
-"""`twinward site plans|approve|refuse|rehearse`: what a hospital's people do with plans."""
+"""`twinward site plans|approve|refuse|rehearse`: what a hospital's people do with plans and questions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from client.inbox import Offer
     from client.rehearsal import Rehearsal
     from trust.digest import Arrays
+    from trust.plan import Plan
 
 _PLANS = """\
 examples:
@@ -82,12 +83,16 @@ def _rehearse(name: str, words: list[str]) -> int:
     args.add_argument("--model", type=Path, help="from which it starts (safetensors); default: public start")
     args.add_argument("--out", type=Path, help="write the update that would leave (safetensors)")
     said = read(args, words)
+    from cli.questions import show_rehearsal
     from client.rehearsal import rehearse
     from trust.digest import arrays_to_bytes
     from trust.keys import write_file
+    from trust.question import Question
 
     hospital = _hospital(said)
     plan, key = _plan(hospital, said.plan)
+    if isinstance(plan, Question):
+        return show_rehearsal(hospital, plan, key, as_json=said.json)
     done = rehearse(hospital, plan, key=key, model=_model(said.model))
     hospital.rehearsed(plan, who=getpass.getuser())
     last = done.answers[-1]
@@ -109,13 +114,13 @@ def _hospital(said: argparse.Namespace) -> Hospital:
 
 def _plan(hospital: Hospital, name: str) -> tuple[Any, str]:
     """The plan in a file, or in the inbox with the key that signed it."""
-    from trust.plan import from_json
+    from trust.question import read_offer
 
     path = Path(name)
     if not path.is_file():
         offer = hospital.inbox.get(name)
         return offer.plan, offer.key
-    return from_json(path.read_text(encoding="utf-8")), ""
+    return read_offer(path.read_text(encoding="utf-8")), ""
 
 
 def _model(path: Path | None) -> Arrays | None:
@@ -130,10 +135,11 @@ def _model(path: Path | None) -> Arrays | None:
 
 
 def _facts(hospital: Hospital, offer: Offer) -> dict[str, Any]:
-    from client.policy import cost
+    from cli.questions import question_terms
+    from trust.question import Question
 
-    plan, verdict = offer.plan, hospital.verdict(offer.plan, offer.key, patients=None)
-    delta = hospital.policy.delta
+    plan, verdict, delta = offer.plan, hospital.judged(offer), hospital.policy.delta
+    terms = question_terms(hospital, plan) if isinstance(plan, Question) else _terms(hospital, plan)
     return {
         "plan": offer.hash,
         "state": offer.state,
@@ -141,14 +147,7 @@ def _facts(hospital: Hospital, offer: Offer) -> dict[str, Any]:
         "code": offer.code or (verdict.code if verdict.decision == "refuse" else ""),
         "who": offer.who,
         "why": offer.why or (verdict.text if verdict.decision == "refuse" else ""),
-        "task": plan.task.name,
-        "model": plan.model.name,
-        "strategy": plan.strategy.name,
-        "rounds": plan.rounds,
-        "quorum": plan.quorum,
-        "deadline_s": plan.deadline_s,
-        "epsilon": _number(cost(plan, delta)),
-        "epsilon_life_after": _number(hospital.spent_after(plan)),
+        **terms,
         "delta": delta,
         "unit": "patient",
         "signed_by": offer.key,
@@ -158,14 +157,29 @@ def _facts(hospital: Hospital, offer: Offer) -> dict[str, Any]:
     }
 
 
+def _terms(hospital: Hospital, plan: Plan) -> dict[str, Any]:
+    from client.policy import cost
+
+    return {
+        "kind": "plan",
+        "task": plan.task.name,
+        "model": plan.model.name,
+        "strategy": plan.strategy.name,
+        "rounds": plan.rounds,
+        "quorum": plan.quorum,
+        "deadline_s": plan.deadline_s,
+        "epsilon": _number(cost(plan, hospital.policy.delta)),
+        "epsilon_life_after": _number(hospital.spent_after(plan)),
+    }
+
+
 def _print_plans(facts: list[dict[str, Any]]) -> None:
     from rich.table import Column, Table
 
     table = Table(
         Column("plan", no_wrap=True, min_width=12),
         "state",
-        "task",
-        "model",
+        "asks for",
         "rounds",
         "epsilon",
         "over life",
@@ -177,9 +191,8 @@ def _print_plans(facts: list[dict[str, Any]]) -> None:
         table.add_row(
             entry["plan"][:12],
             entry["state"] if entry["policy"] != "refuse" else f"{entry['state']} ({entry['code']})",
-            entry["task"],
-            entry["model"],
-            str(entry["rounds"]),
+            entry["asks"] if entry["kind"] == "question" else f"{entry['task']} {entry['model']}",
+            str(entry["rounds"] or ""),
             _text(entry["epsilon"]),
             _text(entry["epsilon_life_after"]),
             entry["offered"],
@@ -188,7 +201,7 @@ def _print_plans(facts: list[dict[str, Any]]) -> None:
         )
     output().print(table)
     if not facts:
-        print("No plan was offered yet.")
+        print("Nothing was offered yet.")
         return
     print(
         f"Epsilons are upper bounds at delta {facts[0]['delta']:g}, unit patient; over life with this plan."

@@ -10,12 +10,12 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client import egress
+from client import egress, questions
 from client.asked import read_asked
 from client.errors import ClientError
 from client.site import OpenSite, open_site
 from client.trainer import train
-from link.wire import Answer, Round, answer, read_train_request
+from link.wire import Answer, Round, answer, question_answer, read_train_request
 from privacy.accounting import GaussianRelease
 from privacy.noise import NoiseStream
 from trust.digest import Arrays, arrays_from_bytes, arrays_sha256, arrays_to_bytes
@@ -63,6 +63,15 @@ def train_round(message: Message, context: Context) -> Message:
         site.ledger.complete(plan.hash, request.round, request.base, payload)
     said = Answer(site=site.name, plan=plan.hash, round=request.round, base=request.base)
     return Message(answer(said, arrays_from_bytes(payload)), reply_to=message)
+
+
+@app.query("question")
+def question(message: Message, context: Context) -> Message:
+    """Answers a question with noisy counts of patients, from the ledger if it was answered before."""
+    asked, desk = questions.read_question(message), questions.desk_of(context)
+    told = desk.answer(asked)
+    said = Answer(site=desk.name, plan=asked.question.hash)
+    return Message(question_answer(said, told), reply_to=message)
 
 
 def check_terms(site: OpenSite, plan: Plan) -> None:

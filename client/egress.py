@@ -8,7 +8,9 @@ but what the gate could check and wrote anew. So nothing leaves in a field that 
 3. Patients: only in the answer to `declare`, only as a rounded number.
 4. Updates: only in the answer to `train`; exactly the arrays of the site's own model, float32,
    finite, and within the norm that clipping and noise can give.
-5. Record: what a hospital sends stands in its audit log before it leaves; if it cannot be written,
+5. Counts: only in the answer to `question`; one whole number per cell of the question, each SUPPRESSED
+   or at least the smallest that is told, and letter by letter what the ledger has charged.
+6. Record: what a hospital sends stands in its audit log before it leaves; if it cannot be written,
    nothing leaves.
 
 What it is not: it cannot see whether noise was added. That the trainer does so is the trainer's
@@ -18,6 +20,7 @@ tests and the audit's matter.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,15 +31,28 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from client.asked import Asked, read_asked
 from client.errors import ClientError
+from client.questions import desk_of, read_question
 from client.site import OpenSite, keeper_of, open_site
 from conf.errors import TwinwardError
 from link.errors import LinkError
-from link.wire import DECLARE, TRAIN, Answer, answer, read_answer
+from link.wire import (
+    DECLARE,
+    QUESTION,
+    TRAIN,
+    Answer,
+    Counts,
+    answer,
+    question_answer,
+    read_answer,
+    read_question_answer,
+)
 from privacy.errors import PrivacyError
+from privacy.questions import MOST_COUNT, SUPPRESSED
 from strategies.bound import norm_bound
 from trust.digest import Arrays, arrays_sha256
 from trust.errors import TrustError
 from trust.plan import PATIENTS_STEP, Plan
+from trust.question import Question
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -60,6 +76,8 @@ class Limits:
 
 def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """The reply that leaves: checked and rebuilt, or a code."""
+    if message.metadata.message_type == QUESTION:
+        return Message(_answered(message, context, call_next), reply_to=message)
     limits, keeper, asked = Limits(expected=Answer(site="", plan="")), None, None
     try:
         keeper = keeper_of(context)
@@ -105,13 +123,56 @@ def inspect(content: RecordDict, limits: Limits) -> RecordDict:
     return answer(said, update)
 
 
+def inspect_counts(content: RecordDict, expected: Answer, question: Question) -> tuple[RecordDict, Counts]:
+    """The content anew, made of what may leave in the answer to a question.
+
+    Raises:
+        ClientError: release_refused, if anything else is in it.
+    """
+    try:
+        said, told = read_question_answer(content)
+    except LinkError:
+        raise ClientError("release_refused", "The answer to a question is not of the agreed form.") from None
+    if told is None or said != expected:
+        raise ClientError("release_refused", "The answer names another site or question, or holds no counts.")
+    most = question.cells * MOST_COUNT
+    fits = all(value == SUPPRESSED or told.smallest <= value <= most for value in told.counts)
+    if not fits or told.smallest < 1 or len(told.counts) != question.cells:
+        raise ClientError("release_refused", "The counts are not those of the question, or one is too small.")
+    return question_answer(said, told), told
+
+
 def code_of(error: Exception) -> str:
     """The code under which an exception may be known outside the site."""
     if isinstance(error, ClientError):
         return error.code
     if isinstance(error, PrivacyError):
         return "training_failed"
-    return "malformed" if isinstance(error, (LinkError, TrustError)) else "internal_error"
+    if isinstance(error, (LinkError, TrustError)):
+        return "malformed"
+    # Disk and memory may do next time; of anything else the same request would fail in the same way.
+    transient = isinstance(error, (sqlite3.OperationalError, OSError, MemoryError))
+    return "unavailable" if transient else "internal_error"
+
+
+def _answered(message: Message, context: Context, call_next: ClientAppCallable) -> RecordDict:
+    """What leaves in answer to a question: checked, recorded and rebuilt counts, or a code."""
+    expected, desk = Answer(site="", plan=""), None
+    try:
+        desk = desk_of(context)
+        expected = Answer(site=desk.name, plan="")
+        asked = read_question(message)
+        expected = Answer(site=desk.name, plan=asked.question.hash)
+        reply = call_next(message, context)
+        content, told = inspect_counts(reply.content, expected, asked.question)
+        desk = desk_of(context)  # the policy, and with it the ledger, may have been opened anew meanwhile
+        desk.released(asked.question, told)
+    except Exception as error:  # noqa: BLE001  whatever it is, its text must not leave
+        content = answer(_error_answer(expected, code_of(error)))
+        _log(error, expected.site)
+        if desk is not None:
+            desk.refused(expected.plan, error, code_of(error))
+    return content
 
 
 def _train_limits(site: OpenSite, asked: Asked) -> Limits:

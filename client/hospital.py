@@ -28,6 +28,7 @@ from client.home import SiteHome
 from client.inbox import POLICY, Inbox, Offer
 from client.ledger import Ledger
 from client.policy import Facts, Policy, Verdict, cost, judge, parse_policy, policy_bytes, release_of
+from client.questions import Desk
 from client.records import AuditRecords, Records
 from client.site import OpenSite
 from conf import schema
@@ -36,6 +37,7 @@ from privacy.accounting import lifetime_epsilon
 from trust.digest import sha256
 from trust.errors import PlanError, TrustError
 from trust.plan import Plan, from_json
+from trust.question import Question
 from trust.signing import verify_plan
 
 logger = logging.getLogger(f"twinward.{__name__}")
@@ -132,6 +134,28 @@ class Hospital:
         except TrustError as error:
             raise ClientError("key_refused", str(error)) from None
 
+    @property
+    def questions(self) -> Desk:
+        """Where questions are judged and answered, with the policy as it is now."""
+        policy = self._current_policy()
+        return Desk(
+            settings=self.settings,
+            keys=self.home.coordinator_keys(),
+            secret=self._secret,
+            policy=policy,
+            ledger=self._ledger,
+            inbox=self.inbox,
+            records=self._records,
+            admit=self._check,
+            clock=self._clock,
+        )
+
+    def judged(self, offer: Offer) -> Verdict:
+        """What the policy says to an offer now, without a look at the data."""
+        if isinstance(offer.plan, Question):
+            return self.questions.verdict(offer.plan, offer.key)
+        return self.verdict(offer.plan, offer.key, patients=None)
+
     def verdict(self, plan: Plan, key: str, *, patients: int | None) -> Verdict:
         """What the policy says to a plan now."""
         policy = self._current_policy()
@@ -158,7 +182,7 @@ class Hospital:
             ClientError: plan_unknown; the policy's code, where it would refuse the plan all the same.
         """
         offer = self.inbox.get(name)
-        verdict = self.verdict(offer.plan, offer.key, patients=None)
+        verdict = self.judged(offer)
         if verdict.decision == "refuse":
             raise ClientError(verdict.code, f"An approval does not overrule the policy. {verdict.text}")
         if offer.state in ("waiting", "refused"):
@@ -175,7 +199,7 @@ class Hospital:
         self._records.write("refused", who=who, why=why, plan=offer.hash, code="plan_refused")
         return self.inbox.refuse(offer.hash, code="plan_refused", who=who, why=why, now_s=self._clock())
 
-    def rehearsed(self, plan: Plan, *, who: str) -> None:
+    def rehearsed(self, plan: Plan | Question, *, who: str) -> None:
         """Records that somebody rehearsed a plan."""
         self._records.write("rehearsed", who=who, plan=plan.hash)
 

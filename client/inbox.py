@@ -1,6 +1,6 @@
-"""Plans that were offered to a site, and what became of them: one SQLite file, on disk before acting.
+"""Plans and questions that a site was offered, and what became of them: one file, on disk before acting.
 
-An offer is a plan without participants, known by its hash. It goes
+An offer is a question or a plan without participants, known by its hash. It goes
 waiting → approved → running → done, or to refused; `refused` is also where a person puts an offer
 that was approved or runs, and from then on no round of it is answered. Who moved it, when and why
 stands beside it. What was released already is in the ledger and stays there.
@@ -18,7 +18,8 @@ from typing import Final, Self
 
 from client.errors import ClientError
 from client.transaction import transaction
-from trust.plan import Plan, from_json
+from trust.plan import Plan
+from trust.question import Question, read_offer
 
 STATES: Final = ("waiting", "approved", "refused", "running", "done")
 POLICY: Final = "policy"
@@ -46,8 +47,8 @@ class Offer:
     """One offer.
 
     Attributes:
-        hash: of the plan without participants.
-        plan: without participants.
+        hash: of the question, or of the plan without participants.
+        plan: without participants; or the question.
         signature, key: of the coordinator over it.
         state: one of STATES.
         code: why it is refused; empty otherwise.
@@ -56,7 +57,7 @@ class Offer:
     """
 
     hash: str
-    plan: Plan
+    plan: Plan | Question
     signature: str
     key: str
     state: str
@@ -97,7 +98,7 @@ class Inbox:
         """Lets go of the file."""
         self._connection.close()
 
-    def offer(self, plan: Plan, signature: str, key: str, now_s: float) -> Offer:
+    def offer(self, plan: Plan | Question, signature: str, key: str, now_s: float) -> Offer:
         """The offer, recorded as waiting if it is new.
 
         Raises:
@@ -210,7 +211,7 @@ def _offer(row: tuple[str, str, str, str, str, str, str, str, float, float]) -> 
     offer, plan, signature, key, state, code, who, why, offered_s, changed_s = row
     return Offer(
         hash=offer,
-        plan=from_json(plan),
+        plan=read_offer(plan),
         signature=signature,
         key=key,
         state=state,

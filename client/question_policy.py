@@ -70,8 +70,10 @@ def _price(policy: Policy, question: Question, spent_after: float) -> list[tuple
         (
             own <= most,
             "epsilon_refused",
-            f"The question costs epsilon {own:.4g} at delta {policy.delta:g}, unit patient; {most:g} is"
-            " admitted ([questions] epsilon_per_question).",
+            (
+                f"The question costs epsilon {own:.4g} at delta {policy.delta:g}, unit patient; {most:g} is"
+                " admitted ([questions] epsilon_per_question)."
+            ),
         ),
         (
             claimed,
@@ -81,8 +83,10 @@ def _price(policy: Policy, question: Question, spent_after: float) -> list[tuple
         (
             spent_after <= policy.epsilon_over_life,
             "budget_exhausted",
-            f"With this question the site would have spent epsilon {spent_after:.4g} at delta"
-            f" {policy.delta:g}, unit patient; {policy.epsilon_over_life:g} is allowed"
-            " ([privacy] epsilon_over_life).",
+            (
+                f"With this question the site would have spent epsilon {spent_after:.4g} at delta"
+                f" {policy.delta:g}, unit patient; {policy.epsilon_over_life:g} is allowed"
+                " ([privacy] epsilon_over_life)."
+            ),
         ),
     ]

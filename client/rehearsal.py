@@ -121,6 +121,10 @@ class _OnStage:
     def name(self) -> str:
         return self._site.name
 
+    @property
+    def questions(self) -> None:
+        return None
+
     def open(self, asked: Asked) -> OpenSite:
         # Once the ledger has the plan, the site stands by what it declared, as it does at work.
         taken = asked.plan.hash in {entry.plan_hash for entry in self._site.ledger.plans()}

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from trust.plan import round_patients
 from twin import connectors, models, tasks
 from twin.splits import Split
 from twin.tasks.protocol import Examples, Task
+
+if TYPE_CHECKING:
+    from client.questions import Desk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,11 @@ class Keeper(Protocol):
     @property
     def name(self) -> str:
         """Under which the federation knows the site."""
+        ...
+
+    @property
+    def questions(self) -> Desk | None:
+        """Where questions are answered; None if nowhere."""
         ...
 
     def open(self, asked: Asked) -> OpenSite:
