@@ -17,13 +17,15 @@ patient_id,time,signal,value,unit and, if there is more to say of the patients, 
 Exit code 0: it can be trained on; 1: it cannot.
 """
 CONVERT_DOC = (
-    "Turn published recordings into a federation folder; each NAME becomes a site (uci_heart: four)."
+    "Turn published recordings into a federation folder; each NAME becomes a site (uci_heart: four, "
+    "physionet2019: three)."
 )
 CONVERT_EXAMPLES = """\
 examples:
   twinward data convert hall downloads/hall studies
   twinward data convert hall downloads/hall colas downloads/colas studies
   twinward data convert uci_heart downloads/uci_heart heart rows=complete
+  twinward data convert physionet2019 downloads/physionet2019b icu
 """
 
 

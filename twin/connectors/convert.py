@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from conf.errors import ConfigError
-from twin.connectors import colas, d1namo, hall, t1d_uom, uci_heart
+from twin.connectors import bidmc, colas, d1namo, hall, physionet2019, t1d_uom, uci_heart, varfio2
 from twin.connectors.published import Converted
 from twin.errors import DataError
 
@@ -25,6 +25,9 @@ CONVERTERS: Mapping[str, Callable[[Path], tuple[Converted, ...]]] = {
     "colas": colas.convert,
     "d1namo": d1namo.convert,
     "t1d_uom": t1d_uom.convert,
+    "physionet2019": physionet2019.convert,
+    "varfio2": varfio2.convert,
+    "bidmc": bidmc.convert,
 }
 NAMES = (*CONVERTERS, "uci_heart")
 USAGE = "twinward data convert NAME SRC [NAME SRC …] OUT [rows=complete|all]"
