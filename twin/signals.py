@@ -10,50 +10,20 @@ above 0; respiratory rate ends at 150 /min and temperature starts at 13 Cel (the
 hypothermia that was survived is 13.7). Doses end above the largest single injection of a marketed pen
 (U-500 insulin, 300 U) and the greatest rate of a marketed pump (35 U/h).
 
-1 mmol/L of glucose is 18.016 mg/dL (molar mass 180.16 g/mol).
+`glucose` is what a patient's glucose is followed by: a sensor, or a laboratory; `blood_glucose` is what a
+person measures in capillary blood, by which sensors are judged. `pulse_rate` is counted by an oximeter or a
+cuff and may differ from the heart's rate, which needs an electrocardiogram. What a laboratory or a blood
+gas analyser gives stands in `twin.laboratory`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-MG_DL_PER_MMOL_L = 18.016
+from twin.laboratory import LABORATORY
+from twin.signal import MG_DL_PER_MMOL_L, Kind, Signal, Units, fold, row
 
-Kind = Literal["level", "rate", "dose", "count"]
-Units = Mapping[tuple[str, ...], float | tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
-    """One row of the catalogue.
-
-    Attributes:
-        name: as it stands in the column `signal`.
-        kind: level is measured, rate holds until the next row, dose happens at its moment, count
-            covers an interval and is stamped at its end, when it is known.
-        unit: canonical unit, as it is printed.
-        ucum: the same in UCUM.
-        units: accepted unit, casefolded, to (factor, offset): canonical = factor * value + offset.
-        shown: the accepted units as a person writes them, for messages.
-        low, high: inclusive limits in the canonical unit; a value outside is a fault.
-        usual: between these lies the median of any site; elsewhere the unit is wrong. None: not checked.
-        step_min: typical minutes between two values; None where there is none.
-        loinc: codes, the preferred one first; empty where LOINC has no fitting term.
-    """
-
-    name: str
-    kind: Kind
-    unit: str
-    ucum: str
-    units: Mapping[str, tuple[float, float]]
-    shown: tuple[str, ...]
-    low: float
-    high: float
-    usual: tuple[float, float] | None = None
-    step_min: float | None = None
-    loinc: tuple[str, ...] = ()
+__all__ = ["MG_DL_PER_MMOL_L", "SIGNALS", "Kind", "Signal", "conversion"]
 
 
 def conversion(signal: str, unit: str) -> tuple[float, float] | None:
@@ -63,53 +33,19 @@ def conversion(signal: str, unit: str) -> tuple[float, float] | None:
     (18.016, 0.0)
     """
     entry = SIGNALS.get(signal)
-    return entry.units.get(_fold(unit)) if entry else None
-
-
-def _fold(unit: str) -> str:
-    return "".join(unit.split()).casefold()
-
-
-def _signal(
-    name: str,
-    kind: Kind,
-    unit: str,
-    limits: tuple[float, float],
-    *,
-    ucum: str | None = None,
-    units: Units,
-    usual: tuple[float, float] | None = None,
-    step_min: float | None = None,
-    loinc: tuple[str, ...] = (),
-) -> Signal:
-    table: dict[str, tuple[float, float]] = {}
-    for spellings, scale in units.items():
-        pair = scale if isinstance(scale, tuple) else (scale, 0.0)
-        table |= {_fold(spelling): pair for spelling in spellings}
-    return Signal(
-        name=name,
-        kind=kind,
-        unit=unit,
-        ucum=ucum or unit,
-        units=table,
-        shown=tuple(spelling for spellings in units for spelling in spellings),
-        low=limits[0],
-        high=limits[1],
-        usual=usual,
-        step_min=step_min,
-        loinc=loinc,
-    )
+    return entry.units.get(fold(unit)) if entry else None
 
 
 _PER_MIN: Units = {
-    ("/min", "1/min", "bpm", "beats/min", "breaths/min", "min-1", "{beats}/min", "{breaths}/min"): 1.0
+    ("/min", "1/min", "bpm", "beats/min", "breaths/min", "min-1", "{beats}/min", "{breaths}/min"): 1.0,
 }
+_PERCENT: Units = {("%", "percent"): 1.0, ("1", "fraction"): 100.0}
 _MMHG: Units = {("mmHg", "mm[Hg]"): 1.0, ("kPa",): 7.50062}
 _INSULIN: Units = {("U", "[iU]", "IU", "units", "unit"): 1.0, ("mU",): 0.001}
 _ENERGY: Units = {("kcal", "Cal_th", "kilocalories"): 1.0, ("kJ",): 1 / 4.184}
 
 _CATALOGUE = (
-    _signal(
+    row(
         "glucose",
         "level",
         "mg/dL",
@@ -117,9 +53,23 @@ _CATALOGUE = (
         units={("mg/dL",): 1.0, ("mmol/L",): MG_DL_PER_MMOL_L, ("g/L",): 100.0},
         usual=(36, 600),
         step_min=5,
-        loinc=("99504-3", "2339-0", "2345-7", "41653-7"),
+        loinc=(
+            *("99504-3", "2339-0", "2345-7", "105272-9", "2344-0", "14745-4"),
+            *("15074-8", "14749-6", "1558-6", "6749-6"),
+        ),
+        g_per_mol=180.16,
     ),
-    _signal(
+    row(
+        "blood_glucose",
+        "level",
+        "mg/dL",
+        (10, 2000),
+        units={("mg/dL",): 1.0, ("mmol/L",): MG_DL_PER_MMOL_L, ("g/L",): 100.0},
+        usual=(36, 600),
+        loinc=("41653-7", "32016-8", "14743-9", "2340-8", "2341-6"),
+        g_per_mol=180.16,
+    ),
+    row(
         "heart_rate",
         "level",
         "/min",
@@ -127,19 +77,78 @@ _CATALOGUE = (
         units={**_PER_MIN, ("Hz",): 60.0},
         usual=(30, 250),
         step_min=5,
-        loinc=("8867-4",),
+        loinc=("8867-4", "76282-3"),
     ),
-    _signal(
+    row(
+        "pulse_rate",
+        "level",
+        "/min",
+        (10, 350),
+        units={**_PER_MIN, ("Hz",): 60.0},
+        usual=(30, 250),
+        step_min=5,
+        loinc=("8889-8", "8893-0", "8890-6"),
+    ),
+    row(
         "spo2",
         "level",
         "%",
         (10, 100),
-        units={("%", "percent"): 1.0, ("1", "fraction"): 100.0},
+        units=_PERCENT,
         usual=(50, 100),
         step_min=5,
         loinc=("59408-5", "2708-6"),
     ),
-    _signal(
+    row(
+        "perfusion_index",
+        "level",
+        "%",
+        (0, 100),
+        units=_PERCENT,
+        step_min=5,
+        loinc=("61006-3",),
+    ),
+    row(
+        "fio2",
+        "level",
+        "%",
+        (15, 100),
+        units=_PERCENT,
+        usual=(18, 100),
+        step_min=60,
+        loinc=("3150-0", "19994-3", "19996-8", "71835-3"),
+    ),
+    row(
+        "etco2",
+        "level",
+        "mmHg",
+        (2, 200),
+        ucum="mm[Hg]",
+        units=_MMHG,
+        usual=(10, 100),
+        step_min=5,
+        loinc=("19889-5",),
+    ),
+    row(
+        "peep",
+        "level",
+        "cmH2O",
+        (0, 60),
+        ucum="cm[H2O]",
+        units={("cmH2O", "cm[H2O]", "cm H2O"): 1.0, ("mbar",): 1.01972, ("mmHg", "mm[Hg]"): 1.35951},
+        step_min=60,
+        loinc=("76248-4", "20077-4"),
+    ),
+    row(
+        "tidal_volume",
+        "level",
+        "mL",
+        (0, 4000),
+        units={("mL",): 1.0, ("L",): 1000.0},
+        step_min=5,
+        loinc=("75958-9", "76222-9", "20112-9"),
+    ),
+    row(
         "respiratory_rate",
         "level",
         "/min",
@@ -148,7 +157,7 @@ _CATALOGUE = (
         step_min=5,
         loinc=("9279-1",),
     ),
-    _signal(
+    row(
         "pulse_rate",
         "level",
         "/min",
@@ -158,7 +167,7 @@ _CATALOGUE = (
         step_min=5,
         loinc=("8889-8",),
     ),
-    _signal(
+    row(
         "fio2",
         "level",
         "%",
@@ -166,9 +175,9 @@ _CATALOGUE = (
         units={("%", "percent"): 1.0, ("1", "fraction"): 100.0},
         usual=(8, 100),
         step_min=60,
-        loinc=("3150-6",),
+        loinc=("3150-0",),
     ),
-    _signal(
+    row(
         "etco2",
         "level",
         "mmHg",
@@ -179,7 +188,7 @@ _CATALOGUE = (
         step_min=5,
         loinc=("19891-1",),
     ),
-    _signal(
+    row(
         "systolic_bp",
         "level",
         "mmHg",
@@ -188,9 +197,9 @@ _CATALOGUE = (
         units=_MMHG,
         usual=(50, 250),
         step_min=60,
-        loinc=("8480-6",),
+        loinc=("8480-6", "76215-3"),
     ),
-    _signal(
+    row(
         "diastolic_bp",
         "level",
         "mmHg",
@@ -199,9 +208,9 @@ _CATALOGUE = (
         units=_MMHG,
         usual=(20, 160),
         step_min=60,
-        loinc=("8462-4",),
+        loinc=("8462-4", "76213-8"),
     ),
-    _signal(
+    row(
         "mean_bp",
         "level",
         "mmHg",
@@ -210,9 +219,9 @@ _CATALOGUE = (
         units=_MMHG,
         usual=(30, 200),
         step_min=60,
-        loinc=("8478-0",),
+        loinc=("8478-0", "76214-6"),
     ),
-    _signal(
+    row(
         "temperature",
         "level",
         "Cel",
@@ -224,10 +233,10 @@ _CATALOGUE = (
         },
         usual=(30, 42),
         step_min=60,
-        loinc=("8310-5",),
+        loinc=("8310-5", "8331-1", "8332-9", "8333-7", "8328-7", "8329-5"),
     ),
-    _signal("insulin_bolus", "dose", "U", (0, 320), ucum="[iU]", units=_INSULIN),
-    _signal(
+    row("insulin_bolus", "dose", "U", (0, 320), ucum="[iU]", units=_INSULIN),
+    row(
         "insulin_basal",
         "rate",
         "U/h",
@@ -235,16 +244,17 @@ _CATALOGUE = (
         ucum="[iU]/h",
         units={("U/h", "U/hr", "[iU]/h", "IU/h", "units/h"): 1.0, ("mU/min",): 0.06, ("U/min",): 60.0},
     ),
-    _signal("insulin_long_acting", "dose", "U", (0, 320), ucum="[iU]", units=_INSULIN),
-    _signal(
+    row("insulin_long_acting", "dose", "U", (0, 320), ucum="[iU]", units=_INSULIN),
+    row(
         "carbohydrates",
         "dose",
         "g",
         (0, 1000),
         units={("g", "grams", "gram"): 1.0, ("kg",): 1000.0, ("mg",): 0.001},
+        loinc=("9059-7",),
     ),
-    _signal("energy_intake", "dose", "kcal", (0, 20_000), units=_ENERGY, loinc=("9052-2",)),
-    _signal(
+    row("energy_intake", "dose", "kcal", (0, 20_000), units=_ENERGY, loinc=("9052-2",)),
+    row(
         "energy_expenditure",
         "count",
         "kcal",
@@ -253,7 +263,7 @@ _CATALOGUE = (
         step_min=15,
         loinc=("41981-2", "55424-6"),
     ),
-    _signal(
+    row(
         "steps",
         "count",
         "count",
@@ -263,6 +273,23 @@ _CATALOGUE = (
         step_min=15,
         loinc=("55423-8",),
     ),
+    row(
+        "weight",
+        "level",
+        "kg",
+        (0.2, 650),
+        units={("kg",): 1.0, ("g",): 0.001, ("lb", "lbs", "[lb_av]"): 0.45359237},
+        loinc=("29463-7", "3141-9", "8335-2"),
+    ),
+    row(
+        "height",
+        "level",
+        "cm",
+        (20, 280),
+        units={("cm",): 1.0, ("m",): 100.0, ("mm",): 0.1, ("in", "[in_i]"): 2.54},
+        loinc=("8302-2", "8306-3", "8308-9"),
+    ),
+    *LABORATORY,
 )
 
 SIGNALS: Mapping[str, Signal] = {entry.name: entry for entry in _CATALOGUE}

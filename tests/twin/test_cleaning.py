@@ -95,8 +95,8 @@ def test_a_meal_dated_2204_goes_and_a_record_shifted_by_a_century_stays() -> Non
 
 
 def test_an_unknown_signal_is_put_aside_by_name() -> None:
-    cleaned = clean(_raw(("a", TIME, "lactate", "1", "mmol/L"), ("a", TIME, "glucose", "90", "mg/dL")))
-    assert cleaned.quality.quarantined == {"unknown signal: lactate": 1}
+    cleaned = clean(_raw(("a", TIME, "interleukin", "1", "ng/L"), ("a", TIME, "glucose", "90", "mg/dL")))
+    assert cleaned.quality.quarantined == {"unknown signal: interleukin": 1}
     assert not cleaned.faults
 
 
