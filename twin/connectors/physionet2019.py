@@ -46,7 +46,7 @@ def convert(source: Path) -> tuple[Converted, ...]:
     table = open_table(source, "hourly", ("id", *_STATIC, *(column for column, _, _ in _COLUMNS)))
     hour = pd.to_numeric(table["ICULOS"], errors="coerce")
     table = table.assign(time=START + pd.to_timedelta(hour, unit="h"), site=_site(table))
-    parts = {name: part for name, part in table.groupby("site", sort=False)}
+    parts = dict(list(table.groupby("site", sort=False)))
     return tuple(_convert(name, parts[name]) for name in SITES if name in parts)
 
 

@@ -61,7 +61,7 @@ def convert(source: Path) -> tuple[Converted, ...]:
         "One record has no clock; its rows count as seconds from midnight.",
         "SpO2 and pulse are the medians of the oximeters that were attached (0 is: not attached).",
         "Inspired oxygen, end-tidal CO2 and heart rate stand under other columns' names in the source.",
-        "Oxygen is lowered by a plan that is the same for all: who knows it forecasts better than physiology.",
+        "Oxygen is lowered by a plan that is the same for all: who knows it needs no physiology.",
     )
     return (
         Converted(site="varfio2", observations=observations, quality=quality, notes=notes, licence=LICENCE),

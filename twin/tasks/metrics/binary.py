@@ -2,33 +2,51 @@
 
 Every window counts as often as its patient does. Formulas and sources: docs/metrics.md.
 
-Shapes: N observed windows, P patients, B weightings of patients, G groups of equal probability.
+Shapes: N observed windows, P patients, B weightings of patients, G groups of the ranking: windows of equal
+probability, where neighbouring groups without a positive count as one (no figure tells them apart).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from twin.tasks.metrics.ratio import Ratio, Sums, per_patient
 from twin.tasks.protocol import Forecast, Metric
 
 BINS = 10
-# Windows times weightings held at once: 32 MB of float64.
+# Groups times weightings held at once: 32 MB of float64.
 _CHUNK = 4_000_000
 
 
 def binary_metrics() -> tuple[Metric, ...]:
     """The figures by which forecasts of a yes-or-no label are judged; the label is column 0."""
     return (
-        _Ranking(name="auroc", score=_auroc),
-        _Ranking(name="auprc", score=_average_precision),
+        *rankings("", _observed),
         Ratio(name="brier", sums=_mean_of(lambda y, p: (p - y) ** 2)),
         _CalibrationError(name="calibration_error"),
         Ratio(name="accuracy", sums=_mean_of(lambda y, p: (p >= 0.5) == (y > 0.5))),
     )
+
+
+def rankings(suffix: str, counted: Callable[[Forecast], np.ndarray]) -> tuple[Metric, Metric]:
+    """Area under the ROC curve and average precision, `auroc` and `auprc` with a suffix.
+
+    Args:
+        suffix: of the names, for instance "_onset".
+        counted: which windows of a forecast count (N, bool); their target must be observed.
+    """
+    return (
+        _Ranking(name=f"auroc{suffix}", score=_auroc, counted=counted),
+        _Ranking(name=f"auprc{suffix}", score=_average_precision, counted=counted),
+    )
+
+
+def _observed(forecast: Forecast) -> np.ndarray:
+    return forecast.observed_NH[:, 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,23 +55,42 @@ class _Ranking:
 
     name: str
     score: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    counted: Callable[[Forecast], np.ndarray]
 
     def __call__(self, forecast: Forecast, weights_BP: np.ndarray) -> np.ndarray:
-        seen_N = forecast.observed_NH[:, 0]
+        seen_N = self.counted(forecast)
         patient_N, probability_N = forecast.patient_N[seen_N], forecast.middle_NH[seen_N, 0]
         positive_N = forecast.target_NH[seen_N, 0] > 0.5
         if not len(patient_N) or not np.isfinite(probability_N).all():
             return np.full(len(weights_BP), np.nan)
         order_N = np.argsort(-probability_N, kind="stable")
         patient_N, positive_N = patient_N[order_N], positive_N[order_N]
-        first_G = np.flatnonzero(np.append(True, np.diff(probability_N[order_N]) != 0))
-        scores = []
-        for chunk_BP in _chunks(weights_BP, len(patient_N)):
-            weight_BN = chunk_BP[:, patient_N]
-            true_BG = np.add.reduceat(weight_BN * positive_N, first_G, axis=1)
-            false_BG = np.add.reduceat(weight_BN * ~positive_N, first_G, axis=1)
-            scores.append(self.score(true_BG, false_BG))
-        return np.concatenate(scores)
+        group_N = _groups(probability_N[order_N], positive_N)
+        shape = (len(forecast.patients), int(group_N[-1]) + 1)
+        true_PG = _counts(patient_N[positive_N], group_N[positive_N], shape)
+        false_PG = _counts(patient_N[~positive_N], group_N[~positive_N], shape)
+        rows = max(1, _CHUNK // shape[1])
+        return np.concatenate(
+            [
+                self.score(np.asarray(chunk_BP @ true_PG), np.asarray(chunk_BP @ false_PG))
+                for chunk_BP in np.split(weights_BP, range(rows, len(weights_BP), rows))
+            ]
+        )
+
+
+def _groups(falling_N: np.ndarray, positive_N: np.ndarray) -> np.ndarray:
+    """The group of each window, rising from 0, along falling probabilities."""
+    tie_N = np.cumsum(np.append(True, np.diff(falling_N) != 0)) - 1
+    has_positive_T = np.bincount(tie_N, weights=positive_N) > 0
+    begins_T = np.append(True, has_positive_T[1:] | has_positive_T[:-1])
+    return np.asarray((np.cumsum(begins_T) - 1)[tie_N])
+
+
+def _counts(patient_K: np.ndarray, group_K: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    """How many windows of each patient lie in each group, P × G."""
+    counts = csr_array((np.ones(len(patient_K)), (patient_K, group_K)), shape=shape)
+    counts.sum_duplicates()
+    return counts
 
 
 def _auroc(true_BG: np.ndarray, false_BG: np.ndarray) -> np.ndarray:
@@ -100,12 +137,6 @@ def _mean_of(score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[
         return per_patient(np.where(seen_N, score_N, 0.0), forecast), per_patient(seen_N, forecast)
 
     return sums
-
-
-def _chunks(weights_BP: np.ndarray, windows: int) -> Iterator[np.ndarray]:
-    rows = max(1, _CHUNK // max(1, windows))
-    for start in range(0, len(weights_BP), rows):
-        yield weights_BP[start : start + rows]
 
 
 def _divide(above_B: np.ndarray, below_B: np.ndarray) -> np.ndarray:
