@@ -104,10 +104,10 @@ def test_no_path_and_no_zone_make_it_raise(tmp_path: Path) -> None:
 
 
 def test_the_report_is_plain_data(tmp_path: Path) -> None:
-    report = _check(tmp_path, HEADER + _rows(3) + _rows(1, signal="lactate"))
+    report = _check(tmp_path, HEADER + _rows(3) + _rows(1, signal="interleukin"))
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["ok"] is True
-    assert plain["sites"][0]["quality"]["quarantined"] == {"unknown signal: lactate": 8}
+    assert plain["sites"][0]["quality"]["quarantined"] == {"unknown signal: interleukin": 8}
     assert plain["problems"] == []
 
 

@@ -163,7 +163,7 @@ def test_no_message_holds_an_identifier_or_a_value() -> None:
         (secret, TIME, "glucose", value, "furlong"),
         (secret, "yesterday", "glucose", value, "mg/dL"),
         (secret, TIME, "glucose", f"{value}x", "mg/dL"),
-        (secret, TIME, "lactate", value, "mmol/L"),
+        (secret, TIME, "interleukin", value, "mmol/L"),
     ]
     cleaned = clean(_raw(*rows))
     told = f"{cleaned.quality} {cleaned.faults}"
