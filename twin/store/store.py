@@ -1,0 +1,487 @@
+"""The encrypted store of a hospital's patients: one file, one process, everything in transactions.
+
+Files beside `<path>`, which is encrypted with AES-256-GCM as its write-ahead log is: `<path>.lock` (held by
+who uses the store), `<path>.commits` (how many commits there were: `twin.store.anchor`), `<path>.erased`
+(digests of erased pseudonyms: `twin.store.erasure`), `<path>.tmp/` (what a large sort spills, encrypted
+under a key that dies with the process), `<path>.new` (a file that is being written).
+
+A store may be used from many threads: one writes at a time, readers see the last commit. It does not
+survive a fork; start processes with spawn.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import pandas as pd
+
+from twin.ingested import Ingested
+from twin.site import Site
+from twin.store import erasure, quarantine, reading, rewriting, schema, writing
+from twin.store.anchor import Anchor
+from twin.store.engine import attach, connect, guarded
+from twin.store.errors import StoreError
+from twin.store.gate import Gate, ProcessLock
+from twin.store.names import Names
+from twin.store.reading import Purpose
+from twin.store.rows import append
+from twin.store.writing import Committed
+
+if TYPE_CHECKING:
+    import duckdb
+
+MEMORY: Final = "1GB"
+_FOLD_ROWS: Final = 200_000
+
+
+class Store:
+    """A store that is open; close it, or use it as a context."""
+
+    def __init__(self, path: Path, key: bytes, *, memory: str = MEMORY, accept_loss: bool = False) -> None:
+        """Opens the store: see `open`."""
+        if not path.is_file():
+            raise StoreError(f"Expected a store at {path}; there is none. Make one: Store.create.")
+        self._path, self._key, self._process = path, key, os.getpid()
+        self._gate, self._writing, self._closed = Gate(), threading.RLock(), False
+        with ExitStack() as stack:
+            lock = ProcessLock(_beside(path, "lock"))
+            stack.callback(lock.release)
+            shutil.rmtree(_beside(path, "tmp"), ignore_errors=True)
+            rewriting.remove(_beside(path, "new"))
+            self._connection = connect(_beside(path, "tmp"), memory=memory)
+            stack.callback(self._connection.close)
+            with guarded("opening"):
+                attach(self._connection, path, key, "store")
+                schema.check(self._connection)
+            self._anchor = Anchor(_beside(path, "commits"))
+            stack.callback(self._anchor.close)
+            self._count(accept_loss=accept_loss)
+            with guarded("reading names"):
+                self._names = Names(self._connection)
+            self._loose_counts = 0
+            self._finish_erasures()
+            self._closing = stack.pop_all()
+
+    @classmethod
+    def create(cls, path: Path, key: bytes, *, memory: str = MEMORY) -> Self:
+        """A new, empty store, open.
+
+        Args:
+            path: of the file; nothing may be there.
+            key: 32 random bytes (trust.vault); without it the store is lost.
+            memory: that the database may use, as DuckDB writes it.
+
+        Raises:
+            StoreError: there is a file already, or DuckDB is not installed.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = ProcessLock(_beside(path, "lock"))
+        try:
+            if path.exists():
+                raise StoreError(f"Expected no file at {path}; there is one, and it is not overwritten.")
+            fresh = _beside(path, "new")
+            rewriting.remove(fresh)
+            connection = connect(_beside(path, "tmp"), memory=memory)
+            try:
+                with guarded("making a store"):
+                    attach(connection, fresh, key, "store")
+                    schema.create(connection)
+                    connection.execute("CHECKPOINT store")
+                    connection.execute("DETACH store")
+            finally:
+                connection.close()
+            rewriting.seal(fresh)
+            rewriting.move(fresh, path)
+        finally:
+            lock.release()
+        return cls(path, key, memory=memory, accept_loss=True)
+
+    @classmethod
+    def open(cls, path: Path, key: bytes, *, memory: str = MEMORY, accept_loss: bool = False) -> Self:
+        """The store at `path`, open.
+
+        Args:
+            accept_loss: take a file that holds fewer commits than were acknowledged (an older copy that was
+                put in its place); feeds then go on from the positions that it holds.
+
+        Raises:
+            StoreError: no store there, a wrong key, a damaged file, one in use, one of a later version, or
+                one that lost commits.
+        """
+        return cls(path, key, memory=memory, accept_loss=accept_loss)
+
+    @classmethod
+    def restore(cls, backup: Path, path: Path, key: bytes, *, memory: str = MEMORY) -> Self:
+        """The store as it was backed up, without the patients who were erased since, open.
+
+        Args:
+            path: where it goes; nothing may be there. What `<path>.erased` lists is applied.
+            key: that the backup was made under.
+
+        Raises:
+            StoreError: as `create` and `open`.
+        """
+        lock = ProcessLock(_beside(path, "lock"))
+        try:
+            if path.exists():
+                raise StoreError(
+                    f"Expected no file at {path}; there is one. Move it away (only it: {path.name}.erased"
+                    " must stay) and restore again."
+                )
+            fresh = _beside(path, "new")
+            rewriting.remove(fresh)
+            shutil.copyfile(backup, fresh)
+            connection = connect(_beside(path, "tmp"), memory=memory)
+            try:
+                with guarded("reading the backup"):
+                    attach(connection, fresh, key, "store")
+                    schema.check(connection)
+                    connection.execute("DETACH store")
+            finally:
+                connection.close()
+            rewriting.seal(fresh)
+            rewriting.move(fresh, path)
+        finally:
+            lock.release()
+        return cls(path, key, memory=memory, accept_loss=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes the log into the file and gives it up; again is fine."""
+        if self._process != os.getpid() or self._closed:
+            return
+        with self._gate.alone(), self._closing:
+            self._closed = True
+            with guarded("closing"):
+                self._connection.execute("DETACH DATABASE IF EXISTS store")
+            shutil.rmtree(_beside(self._path, "tmp"), ignore_errors=True)
+
+    # Feeds
+
+    def commit(self, ingested: Ingested, *, requeued: pd.DataFrame | None = None) -> Committed:
+        """Stores a batch and its feed's position, together, durable on return.
+
+        Args:
+            requeued: what `requeue` gave and the batch was made of: those rows leave the quarantine in the
+                same transaction, and the feed's position stays.
+
+        Raises:
+            StoreError: the batch is not of its form, or the disk or database failed; nothing is stored.
+        """
+        writing.check(ingested)
+        with self._writing:
+            ingested = writing.without(ingested, self._erased_among(ingested))
+            try:
+                with self._transaction("storing a batch") as connection:
+                    writer = writing.Writer(connection, self._names)
+                    committed, new = writer.write(ingested, requeued)
+            except BaseException:
+                self._names.forget()
+                raise
+            self._names.settle(new["stream"].to_numpy(), new["time"].to_numpy())
+            self._loose_counts += len(ingested.counts)
+            if self._loose_counts > _FOLD_ROWS:
+                self._fold_counts()
+        return committed
+
+    def position(self, feed: str) -> str:
+        """Where the feed goes on; "" if nothing of it was committed."""
+        with self._snapshot("reading a position") as connection:
+            row = connection.execute("SELECT position FROM store.positions WHERE feed = ?", [feed]).fetchone()
+        return str(row[0]) if row else ""
+
+    def requeue(self, codes: Iterable[tuple[str, str]], *, rows: int = 10_000) -> Iterator[pd.DataFrame]:
+        """Quarantined rows of these (system, code), of one feed at a time, to be ingested and committed.
+
+        Yields:
+            Columns row, feed and `twin.ingested.QUARANTINE`. Commit what becomes of each with
+            `commit(…, requeued=frame)`; until then it stays in quarantine.
+        """
+        wanted, after = list(codes), -1
+        while True:
+            with self._snapshot("reading the quarantine") as connection:
+                frame = quarantine.following(connection, wanted, after=after, rows=rows)
+            if frame.empty:
+                return
+            after = int(frame["row"].iloc[-1])
+            for _, part in frame.groupby("feed", sort=True):
+                yield part.reset_index(drop=True)
+
+    # Reading
+
+    def site(
+        self,
+        name: str,
+        *,
+        purpose: Purpose,
+        patients: Collection[str] | None = None,
+        since: pd.Timestamp | None = None,
+        marked: bool = False,
+    ) -> Site:
+        """The patients whom the purpose allows, with their observations.
+
+        Args:
+            purpose: care (everybody) or research (who consents; without a word on record, as
+                `presume_consent` says, by default not).
+            patients: only these pseudonyms.
+            since: only observations from then on; with a zone.
+            marked: also suspect observations (whose quality is not "").
+        """
+        with self._snapshot("reading observations") as connection:
+            return reading.site(
+                connection, name, purpose=purpose, patients=patients, since=since, marked=marked
+            )
+
+    def patients(self) -> pd.DataFrame:
+        """Index patient_id (sorted), one column per fact, of everybody."""
+        with self._snapshot("reading patients") as connection:
+            return reading.patients(connection)
+
+    def counts(self) -> pd.DataFrame:
+        """Columns `twin.ingested.COUNTS` and feed: what became of every row that feeds delivered."""
+        with self._snapshot("reading counts") as connection:
+            return reading.counts(connection)
+
+    def quarantine(self) -> pd.DataFrame:
+        """Columns system, code, unit, reason, rows; the most frequent first."""
+        with self._snapshot("reading the quarantine") as connection:
+            return quarantine.waiting(connection)
+
+    # Consent and erasure
+
+    def consent(self, patient_id: str, research: bool, at: pd.Timestamp) -> None:
+        """Records a patient's word on research; what is recorded last holds, from now on.
+
+        Args:
+            at: since when, with a zone.
+
+        Raises:
+            StoreError: the patient is not known, or `at` has no zone.
+        """
+        if at.tzinfo is None:
+            raise StoreError("Expected a time with a zone for a consent; got one without.")
+        when = int(at.tz_convert("UTC").as_unit("us").value)
+        with self._transaction("recording a consent") as connection:
+            patient = self._known(patient_id)
+            connection.execute("DELETE FROM store.consents WHERE patient = ?", [patient])
+            connection.execute("INSERT INTO store.consents VALUES (?, ?, ?)", [patient, research, when])
+
+    def consents(self) -> pd.DataFrame:
+        """Columns patient_id, research, since: what is on record."""
+        with self._snapshot("reading consents") as connection:
+            return reading.consents(connection)
+
+    def presume_consent(self, presumed: bool) -> None:
+        """Whether patients without a word on record are in research: for sites whose law says so."""
+        with self._transaction("recording a rule of consent") as connection:
+            schema.put_setting(connection, "presume_consent", "yes" if presumed else "no")
+
+    def erase(self, patient_id: str) -> dict[str, int]:
+        """Removes everything of a patient, also from the file's free pages; rows that went, by table.
+
+        Models of the whole site go too. Backups: `restore` applies the list of erased patients; to make
+        older backups unreadable, rotate the key (docs/store.md).
+
+        Raises:
+            StoreError: the patient is not known.
+        """
+        with self._writing:
+            self._known(patient_id)
+            digest = erasure.digest_of(patient_id)
+            erasure.remember(self._erased_file, [digest])
+            with self._transaction("erasing a patient") as connection:
+                rows = erasure.apply(connection, [digest])
+            self._rewrite(self._key)
+            return rows
+
+    def readmit(self, patient_id: str) -> None:
+        """Takes rows of a patient again who was erased before; what was erased does not come back."""
+        digest = erasure.digest_of(patient_id)
+        with self._transaction("readmitting a patient") as connection:
+            connection.execute("DELETE FROM store.erased WHERE digest = ?", [digest])
+        erasure.replace(self._erased_file, erasure.read(self._erased_file) - {digest})
+
+    # Models and cached results
+
+    def keep_model(self, patient_id: str, name: str, data: bytes) -> None:
+        """Keeps bytes of a patient, or of the whole site (""), in place of those of the same name.
+
+        Raises:
+            StoreError: the patient is not known, as one who was erased is not.
+        """
+        with self._transaction("keeping a model") as connection:
+            patient = self._known(patient_id) if patient_id else schema.NOBODY
+            connection.execute("DELETE FROM store.models WHERE patient = ? AND name = ?", [patient, name])
+            connection.execute("INSERT INTO store.models VALUES (?, ?, ?)", [patient, name, data])
+
+    def model(self, patient_id: str, name: str) -> bytes | None:
+        """The bytes that `keep_model` kept; None if there are none."""
+        with self._snapshot("reading a model") as connection:
+            row = connection.execute(
+                "SELECT data FROM store.models LEFT JOIN store.patients USING (patient)"
+                " WHERE coalesce(patient_id, '') = ? AND name = ?",
+                [patient_id, name],
+            ).fetchone()
+        return bytes(row[0]) if row else None
+
+    def models(self) -> pd.DataFrame:
+        """Columns patient_id ("" for the site's), name, bytes."""
+        with self._snapshot("reading the list of models") as connection:
+            return connection.execute(
+                "SELECT coalesce(patient_id, '') AS patient_id, name, octet_length(data) AS bytes"
+                " FROM store.models LEFT JOIN store.patients USING (patient) ORDER BY ALL"
+            ).df()
+
+    # The file
+
+    def backup(self, path: Path) -> None:
+        """Writes a whole, sorted copy under the same key; feeds wait, readers do not.
+
+        Raises:
+            StoreError: there is a file already.
+        """
+        if path.exists():
+            raise StoreError(f"Expected no file at {path}; there is one, and it is not overwritten.")
+        with self._writing, self._gate.shared():
+            fresh = _beside(path, "new")
+            with guarded("writing a backup"):
+                rewriting.copy(self._connection, fresh, self._key)
+            rewriting.move(fresh, path)
+
+    def compact(self) -> None:
+        """Writes the file anew, sorted, without free pages: reading gets faster after much came unsorted."""
+        with self._writing:
+            self._rewrite(self._key)
+
+    def rotate(self, new_key: bytes) -> None:
+        """Writes the file anew under another key; killed at any instant, it is under the one or the other."""
+        with self._writing:
+            self._rewrite(new_key)
+
+    # Within
+
+    @property
+    def _erased_file(self) -> Path:
+        return _beside(self._path, "erased")
+
+    @contextmanager
+    def _snapshot(self, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        self._still_here()
+        with self._gate.shared(), guarded(what):
+            cursor = self._connection.cursor()
+            try:
+                cursor.execute("BEGIN")
+                yield cursor
+            finally:
+                cursor.close()
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        """What is executed within is durable at its end, and counted; or nothing of it is done."""
+        self._still_here()
+        with self._writing, self._gate.shared(), guarded(what):
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+                schema.put_setting(self._connection, "commits", str(self._commits + 1))
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+            self._commits += 1
+            self._anchor.write(self._commits)
+
+    def _still_here(self) -> None:
+        if self._process != os.getpid():
+            raise StoreError("Expected the process that opened the store; this is a fork of it. Use spawn.")
+        if self._closed:
+            raise StoreError("Expected an open store; this one is closed.")
+
+    def _known(self, patient_id: str) -> int:
+        patient = self._names.patients.find(patient_id)
+        if patient is None:
+            raise StoreError("Expected the pseudonym of a patient in the store; nobody has this one.")
+        return patient
+
+    def _erased_among(self, ingested: Ingested) -> set[str]:
+        if not self._erased:
+            return set()
+        frames = (ingested.observations, ingested.facts, ingested.counts, ingested.quarantine)
+        names = {str(name) for frame in frames for name in frame["patient_id"].unique()}
+        return {name for name in names if erasure.digest_of(name) in self._erased}
+
+    def _count(self, *, accept_loss: bool) -> None:
+        with guarded("opening"):
+            self._commits = int(schema.setting(self._connection, "commits"))
+        seen = self._anchor.read()
+        if self._commits < seen and not accept_loss:
+            raise StoreError(
+                f"Expected {seen} commits in {self._path}, as many as were acknowledged; it holds"
+                f" {self._commits}. Its log was cut or lost, or an older copy was put in its place. If that"
+                " was meant, restore it as docs/store.md says; its feeds then go on from what it holds."
+            )
+        self._anchor.reset(self._commits)
+
+    def _finish_erasures(self) -> None:
+        with guarded("completing erasures"):
+            rows = self._connection.execute("SELECT digest FROM store.erased").fetchall()
+            due = schema.setting(self._connection, "rewrite") == "yes"
+        listed, known = erasure.read(self._erased_file), {str(row[0]) for row in rows}
+        self._erased = known | listed
+        if known - listed:
+            erasure.remember(self._erased_file, known - listed)
+        if listed - known:
+            with self._transaction("completing erasures") as connection:
+                erasure.apply(connection, listed - known)
+            due = True
+        if due:
+            self._rewrite(self._key)
+
+    def _fold_counts(self) -> None:
+        with self._transaction("summing counts") as connection:
+            folded = connection.execute(
+                "SELECT feed, patient, signal, fate, reason, sum(rows)::BIGINT AS rows FROM store.counts"
+                " GROUP BY ALL"
+            ).df()
+            connection.execute("DELETE FROM store.counts")
+            append(connection, "counts", folded)
+        self._loose_counts = 0
+
+    def _rewrite(self, key: bytes) -> None:
+        fresh = _beside(self._path, "new")
+        with self._gate.alone(), guarded("writing the file anew"):
+            rewriting.copy(self._connection, fresh, key)
+            self._connection.execute("CHECKPOINT store")
+            self._connection.execute("DETACH store")
+            try:
+                if rewriting.log_of(self._path).exists():
+                    raise StoreError(
+                        f"Expected the log of {self._path} to be written into it; it is left. Is the disk"
+                        " full? The old file stays."
+                    )
+                rewriting.move(fresh, self._path)
+            except BaseException:
+                attach(self._connection, self._path, self._key, "store")
+                raise
+            attach(self._connection, self._path, key, "store")
+            self._key = key
+            self._names = Names(self._connection)
+            self._erased = erasure.read(self._erased_file)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
