@@ -79,15 +79,15 @@ def _serve(name: str, words: list[str]) -> int:
 
 
 def _launch(name: str, words: list[str]) -> int:
-    args = _parser(name, "Offer a plan to the hospitals and train it.", f"{_LAUNCH}\n{settings()}")
+    args = operator_parser(name, "Offer a plan to the hospitals and train it.", f"{_LAUNCH}\n{settings()}")
     args.add_argument("settings", nargs="*", metavar="key=value", help=OVERRIDE_DOC)
     args.add_argument("--quorum", type=int, default=2, help="least number of sites; default 2")
     args.add_argument(
-        "--round-deadline", type=_seconds, default=3600.0, help="90s, 30m, 2h, 7d: then a quorum is enough"
+        "--round-deadline", type=seconds, default=3600.0, help="90s, 30m, 2h, 7d: then a quorum is enough"
     )
     args.add_argument(
         "--approval-deadline",
-        type=_seconds,
+        type=seconds,
         default=7 * 86400.0,
         help="how long hospitals may take to approve",
     )
@@ -132,7 +132,7 @@ def configuration(words: list[str]) -> Any:
 
 
 def _runs(name: str, words: list[str]) -> int:
-    said = read(_parser(name, "List all runs.", ""), words)
+    said = read(operator_parser(name, "List all runs.", ""), words)
     with _coordinator(said) as at:
         found = at.call("runs")["runs"]
     if said.json:
@@ -190,7 +190,7 @@ def _mover(command: str, doc: str, done: str) -> Callable[[str, list[str]], int]
 
 
 def _models(name: str, words: list[str]) -> int:
-    said = read(_parser(name, "List all models with their lineage.", ""), words)
+    said = read(operator_parser(name, "List all models with their lineage.", ""), words)
     with _coordinator(said) as at:
         found = at.call("models")["models"]
     if said.json:
@@ -203,7 +203,7 @@ def _models(name: str, words: list[str]) -> int:
 
 
 def _promote(name: str, words: list[str]) -> int:
-    args = _parser(name, "Make a model the current one of its task; members fetch it.", "")
+    args = operator_parser(name, "Make a model the current one of its task; members fetch it.", "")
     args.add_argument("number", type=int, help="of the model, as `twinward coordinator models` lists it")
     args.add_argument("--why", default="", help="reason, for the audit log")
     said = read(args, words)
@@ -251,14 +251,14 @@ def _operator(folder: Path) -> tuple[str, Any]:
     return address, mine
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m, 2h or 7d; {text!r} came")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
-def _parser(name: str, doc: str, epilog: str) -> argparse.ArgumentParser:
+def operator_parser(name: str, doc: str, epilog: str) -> argparse.ArgumentParser:
     args = parser(name, doc, epilog=epilog)
     args.add_argument(
         "--operator", type=Path, default=OPERATOR, help=f"folder with your key; default {OPERATOR}"
@@ -269,7 +269,7 @@ def _parser(name: str, doc: str, epilog: str) -> argparse.ArgumentParser:
 
 
 def _run_parser(name: str, doc: str) -> argparse.ArgumentParser:
-    args = _parser(name, doc, "")
+    args = operator_parser(name, doc, "")
     args.add_argument("run", help="id of the run, such as run-0001")
     return args
 

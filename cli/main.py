@@ -40,6 +40,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "coordinator pause": ("cli.coordinator", "halt a run; nothing is lost"),
     "coordinator resume": ("cli.coordinator", "go on with a run that was paused or has failed"),
     "coordinator stop": ("cli.coordinator", "end a run for good"),
+    "coordinator ask": ("cli.asking", "ask hospitals how many patients are so and so, with privacy"),
+    "coordinator questions": ("cli.asking", "list questions, show the answers to one, withdraw one"),
     "coordinator models": ("cli.coordinator", "list all models with their lineage"),
     "coordinator promote": ("cli.coordinator", "make a model the one that members fetch"),
     "site join": ("cli.joining", "join a federation with an invitation"),

@@ -15,6 +15,7 @@ from conf.load import from_json, to_json
 from server.app import store_path
 from server.errors import ServerError
 from server.home import CoordinatorHome
+from server.inquiries import Inquiries, answered
 from server.queue import PAUSED, QUEUED, STOPPED, Conditions, Queue, Run
 from server.record import Record
 from server.registry import ModelVersion, Registry
@@ -44,6 +45,10 @@ ARGUMENTS: Final[Mapping[str, Mapping[str, type]]] = {
     "models": {},
     "promote": {"number": int, "why": str},
     "connected": {},
+    "ask": {"question": str, "request": str, "approval_s": float, "sites": list},
+    "questions": {},
+    "question": {"question": str},
+    "withdraw": {"question": str, "why": str},
 }
 LONGEST_WAIT_S: Final = 30.0
 
@@ -55,6 +60,7 @@ class Commands:
     Attributes:
         sign: the coordinator's signature over a model's card.
         connected: names of the members that are connected now.
+        inquiries: what is asked about patients' numbers.
     """
 
     home: CoordinatorHome
@@ -64,6 +70,7 @@ class Commands:
     sign: Sign
     record: Record
     connected: Callable[[], Collection[str]]
+    inquiries: Inquiries
 
     def call(self, operator: str, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a command, JSON-ready.
@@ -158,6 +165,26 @@ def _connected(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001
     return {"connected": sorted(at.connected())}
 
 
+def _ask(
+    at: Commands, operator: str, *, question: str, request: str, approval_s: float, sites: list[str]
+) -> dict[str, Any]:
+    asked = at.inquiries.ask(operator, question, request=request, approval_s=approval_s, sites=sites)
+    return {"question": answered(asked)}
+
+
+def _questions(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001
+    return {"questions": [answered(asked) for asked in at.inquiries.questions.all()]}
+
+
+def _question(at: Commands, operator: str, *, question: str) -> dict[str, Any]:  # noqa: ARG001
+    changes = at.queue.changes()
+    return {"question": answered(at.inquiries.questions.get(question)), "changes": changes}
+
+
+def _withdraw(at: Commands, operator: str, *, question: str, why: str) -> dict[str, Any]:
+    return {"question": answered(at.inquiries.withdraw(operator, question, why=why))}
+
+
 _WORK: Final[Mapping[str, Callable[..., dict[str, Any]]]] = {
     "launch": _launch,
     "runs": _runs,
@@ -170,6 +197,10 @@ _WORK: Final[Mapping[str, Callable[..., dict[str, Any]]]] = {
     "models": _models,
     "promote": _promote,
     "connected": _connected,
+    "ask": _ask,
+    "questions": _questions,
+    "question": _question,
+    "withdraw": _withdraw,
 }
 
 

@@ -32,8 +32,11 @@ from server.founding import listener_credentials
 from server.health import Figure, HealthListener
 from server.hearing import Hearing
 from server.home import CoordinatorHome
+from server.inquiries import Inquiries
 from server.members import Members
 from server.operators import OperatorsListener
+from server.questioner import Questioner, Reach
+from server.questions import Questions
 from server.queue import STATES, Queue
 from server.registry import Registry
 from server.worker import Means, Worker
@@ -106,6 +109,8 @@ class Daemon:
         self.members = stack.enter_context(Members(home.members))
         self.queue = Queue(home.queue)
         stack.callback(self.queue.close)
+        self.questions = Questions(home.questions, on_change=self.queue.touch)
+        stack.callback(self.questions.close)
         self.registry = Registry(home.registry)
         stack.callback(self.registry.close)
         self._door = Door(self.members, self._authority.certificate)
@@ -118,6 +123,7 @@ class Daemon:
         )
         self.link = self._hospitals()
         self.worker = self._worker()
+        self.questioner = self._questioner()
         self._strangers()
         self._operators()
         if settings.health_port:
@@ -126,7 +132,8 @@ class Daemon:
 
     def health(self) -> dict[str, bool]:
         """Each part, and whether it works."""
-        return {"worker": self.worker.alive(), "certificate": self._days_left() > 0, "disk": self._writes()}
+        works = self.worker.alive() and self.questioner.alive()
+        return {"worker": works, "certificate": self._days_left() > 0, "disk": self._writes()}
 
     def figures(self) -> list[Figure]:
         """What Prometheus is shown."""
@@ -197,6 +204,19 @@ class Daemon:
         self._open.callback(worker.stop)
         return worker
 
+    def _questioner(self) -> Questioner:
+        reach = Reach(
+            grid=lambda: LinkGrid(self.link),
+            sites=self.members.sites,
+            node_of=node_id,
+            sign=lambda question: self._signer.sign("question", question.encode()),
+            record=self.audit.append,
+        )
+        questioner = Questioner(self.questions, reach)
+        questioner.start()
+        self._open.callback(questioner.stop)
+        return questioner
+
     def _strangers(self) -> None:
         address = self._settings.bound(self._settings.enrolment_port)
         self._open.callback(EnrolmentListener(self._desk, address=address, current=self._credentials).stop)
@@ -210,6 +230,9 @@ class Daemon:
             sign=lambda card: self._signer.sign("model", card),
             record=self.audit.append,
             connected=self.link.connected,
+            inquiries=Inquiries(
+                questions=self.questions, members=self.members.sites, record=self.audit.append
+            ),
         )
         address = self._settings.bound(self._settings.operators_port)
         self._open.callback(OperatorsListener(address, self._credentials, self._door, commands).stop)

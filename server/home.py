@@ -91,6 +91,7 @@ class CoordinatorHome:
         self.operators = self.directory / "operators"
         self.members = self.directory / "members.sqlite"
         self.queue = self.directory / "runs.sqlite"
+        self.questions = self.directory / "questions.sqlite"
         self.runs = self.directory / "runs"
         self.registry = self.directory / "registry.sqlite"
         self.audit = self.directory / "audit.sqlite"

@@ -35,7 +35,7 @@ KINDS: Final[dict[str, frozenset[str]]] = {
         "plan_agreed": "run plan",
         "round_committed": "run round model sites",
         "update_refused": "run round site code",
-        "question_asked": "question request",
+        "question_asked": "plan request",
         "question_sent": "question plan",
         "question_answered": "question site code",
         "question_withdrawn": "question",

@@ -28,9 +28,10 @@ from privacy.accounting import lifetime_epsilon
 from privacy.questions import SUPPRESSED, release
 from tests.hospital_home import AUTOMATIC, Coordinator, founded, write_policy
 from tests.question_asked import asked, question
-from trust.audit import AuditLog, verify
+from trust.audit import AuditLog
 from trust.question import Question
 from trust.signing import Signer, sign_plan
+from trust.verification import verify
 
 ROOT = Path(__file__).parents[2]
 PATIENTS = 120
@@ -222,7 +223,7 @@ def test_a_kill_between_charge_and_answer_changes_neither_the_answer_nor_the_pri
     text, undisturbed = what.to_json(), tmp_path / "other"
     (tmp_path / "question").write_text(text)
     (tmp_path / "signature").write_text(automatic.signer.sign("question", text.encode()))
-    for where in ("open_plan", "reserve", "complete"):
+    for where in ("reserve", "complete"):
         words = [
             sys.executable, "-c", KILLED, str(automatic.home.directory), where,
             str(tmp_path / "question"), str(tmp_path / "signature"),

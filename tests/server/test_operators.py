@@ -23,9 +23,11 @@ from server.door import Door
 from server.errors import ServerError
 from server.founding import add_operator, found, listener_credentials
 from server.home import CoordinatorHome, Settings
+from server.inquiries import Inquiries
 from server.members import Members
 from server.operator import METHOD, Coordinator
 from server.operators import RECORDED_REFUSALS_MIN, OperatorsListener
+from server.questions import Questions
 from server.queue import Queue
 from server.registry import Registry
 from trust.authority import Authority
@@ -85,6 +87,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
     with Members(home.members) as members:
         queue, registry = Queue(home.queue), Registry(home.registry)
+        questions = Questions(home.questions)
         commands = Commands(
             home=home,
             federation="net",
@@ -93,6 +96,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
             sign=lambda data: signer.sign("model", data),
             record=record,
             connected=lambda: ["alpha"],
+            inquiries=Inquiries(questions=questions, members=lambda: ["alpha"], record=record),
         )
         listener = OperatorsListener(
             "127.0.0.1:0",
@@ -103,6 +107,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
         yield Office(home, authority, members, queue, listener, records)
         listener.stop(0.1)
         queue.close()
+        questions.close()
         registry.close()
 
 
