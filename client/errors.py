@@ -41,6 +41,7 @@ CODES: Final = (
     "terms_refused",
     "too_few_patients",
     "training_failed",
+    "unavailable",
     "version_refused",
 )
 """All codes: fixed words, so that a refusal tells a coordinator what to do and nothing about a patient."""

@@ -42,6 +42,12 @@ ACCOUNTANT: Final = (
 NEIGHBOURING: Final = "add or remove one patient"
 UNIT: Final = "patient"
 
+LARGEST_SAMPLED_NOISE: Final = 1e5
+"""With sampling, more noise than this is charged as this."""
+_LEAST_RATE_PER_NOISE: Final = 1e-6
+"""With sampling, a smaller rate over noise is charged as this."""
+_LARGEST_MU: Final = 1e100
+"""Beyond it epsilon, about mu² / 2, is no number any more."""
 _RELATIVE_TOLERANCE: Final = 1e-4
 """`calibrate` returns at most this much more noise than needed (relative), never less."""
 _LEAST_SAMPLED_NOISE: Final = 0.01
@@ -121,7 +127,10 @@ def epsilon_gaussian(releases: Iterable[GaussianRelease], delta: float) -> float
         raise PrivacyError("The closed form holds for sampling_rate 1 only.")
     if any(release.noise_multiplier == 0 for release in paid):
         return math.inf
-    mu = math.sqrt(sum(release.steps / release.noise_multiplier**2 for release in paid))
+    steps = ((release.steps / release.noise_multiplier) / release.noise_multiplier for release in paid)
+    mu = math.sqrt(sum(steps))
+    if mu > _LARGEST_MU:
+        return math.inf
     return _gaussian_epsilon(mu, _checked(delta)) if mu > 0 else 0.0
 
 
@@ -133,7 +142,7 @@ def epsilon_pld(releases: Iterable[GaussianRelease], delta: float) -> float:
     # A grid in proportion to the answer bounds memory; every grid gives an upper bound.
     interval = max(1e-4, 1e-5 * rough)
     accountant = pld_privacy_accountant.PLDAccountant(_ADD_OR_REMOVE, value_discretization_interval=interval)
-    return min(rough, float(_composed(accountant, releases).get_epsilon(_checked(delta))))
+    return min(rough, _spent(accountant, releases, delta))
 
 
 def epsilon_rdp(releases: Iterable[GaussianRelease], delta: float) -> float:
@@ -144,7 +153,7 @@ def epsilon_rdp(releases: Iterable[GaussianRelease], delta: float) -> float:
     if not paid:
         return 0.0
     accountant = rdp_privacy_accountant.RdpAccountant(_ORDERS, neighboring_relation=_ADD_OR_REMOVE)
-    return float(_composed(accountant, paid).get_epsilon(_checked(delta)))
+    return _spent(accountant, paid, delta)
 
 
 # Whole orders only: the series of the fractional ones often does not converge and is then left out.
@@ -152,20 +161,31 @@ _ORDERS: Final = [*range(2, 65), *(2**power for power in range(7, 12))]
 _ADD_OR_REMOVE: Final = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
-def _composed(
-    accountant: privacy_accountant.PrivacyAccountant, releases: Iterable[GaussianRelease]
-) -> privacy_accountant.PrivacyAccountant:
-    for release in releases:
-        if not release.is_free:
-            accountant.compose(_event(release), release.steps)
-    return accountant
+def _spent(
+    accountant: privacy_accountant.PrivacyAccountant, releases: Iterable[GaussianRelease], delta: float
+) -> float:
+    """What an accountant says of releases; infinite where its numbers overflow."""
+    delta = _checked(delta)
+    try:
+        for release in releases:
+            if not release.is_free:
+                accountant.compose(_event(release), release.steps)
+        return float(accountant.get_epsilon(delta))
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
 
 
 def _event(release: GaussianRelease) -> dp_event.DpEvent:
-    gaussian = dp_event.GaussianDpEvent(release.noise_multiplier)
+    """The release, or one that costs a little more where the library's series lose all their digits.
+
+    With much noise and few patients a step the divergences come out as zero or below, and the library
+    then says epsilon 0. Less noise and more patients cost more, so what is said is an upper bound.
+    """
     if release.sampling_rate == 1:
-        return gaussian
-    return dp_event.PoissonSampledDpEvent(release.sampling_rate, gaussian)
+        return dp_event.GaussianDpEvent(release.noise_multiplier)
+    noise = min(release.noise_multiplier, LARGEST_SAMPLED_NOISE)
+    rate = max(release.sampling_rate, _LEAST_RATE_PER_NOISE * noise)
+    return dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise))
 
 
 def _merged(releases: Iterable[GaussianRelease]) -> tuple[GaussianRelease, ...]:
@@ -231,6 +251,11 @@ def _root(excess: Callable[[float], float], guess: float) -> float:
     """About where `excess`, which falls with the noise, is zero; few evaluations, for each is slow."""
     low = high = guess
     while excess(high) > 0:
+        if high > LARGEST_SAMPLED_NOISE:
+            raise PrivacyError(
+                "No noise that can be accounted for keeps so many sampled steps below this epsilon: raise"
+                " privacy.epsilon, take fewer steps, or set privacy.sampling_rate=1."
+            )
         high *= 2
     while low == high or excess(low) <= 0:
         low /= 2

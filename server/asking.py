@@ -24,8 +24,9 @@ from server.post import Post
 from server.store import Store
 from trust.plan import PATIENTS_STEP, Plan
 
-WAITING: Final = ("awaiting_approval", "internal_error", "no_answer")
-"""Codes after which a site is asked again: its answer may be another one later."""
+WAITING: Final = ("awaiting_approval", "audit_failed", "unavailable", "no_answer")
+"""Codes after which a site is asked again: its answer may be another one later. `internal_error` is none:
+what nobody foresaw would go wrong in the same way each time, until the deadline."""
 
 NOT_A_MEMBER: Final = "not_a_member"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from flwr.clientapp import ClientApp
 
 import client.app
 from client import egress
-from client.egress import Limits, inspect
+from client.egress import Limits, code_of, inspect
 from client.errors import CODES, ClientError
 from client.ledger import Ledger
 from client.site import Part, close_sites, ledger_path, open_site
 from link.local import LocalGrid
 from link.wire import ACCEPT, DECLARE, TRAIN, Answer, answer, plan_request, read_answer
 from server.app import make_offer
+from server.asking import WAITING
 from simulate.federation import run_config
 from strategies.flower import to_record
 from tests.heart_hospitals import settings, write_folder
@@ -141,6 +143,13 @@ def test_the_text_of_an_exception_stays_at_the_site(
     assert "007" not in str(reply)
     assert "007" not in caplog.text
     assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk is full"), OSError(28, "x"), MemoryError()])
+def test_a_fault_that_may_pass_is_another_code_than_one_that_will_not(error: Exception) -> None:
+    assert code_of(error) == "unavailable"
+    assert code_of(ZeroDivisionError()) == "internal_error"
+    assert "unavailable" in WAITING and "internal_error" not in WAITING
 
 
 def test_a_handler_cannot_send_more_than_the_gate_lets_pass(

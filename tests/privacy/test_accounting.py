@@ -142,6 +142,42 @@ def test_a_tiny_delta_share_of_sampled_patients_needs_hardly_any_noise() -> None
     assert calibrate(1.0, 1e-2, 1e-4, 10) == 0.01
 
 
+def tens(low: float, high: float) -> st.SearchStrategy[float]:
+    """Numbers of every size from one power of ten to another."""
+    return st.floats(low, high).map(lambda power: 10.0**power)
+
+
+@given(tens(-2, 6), tens(-6, 0), tens(0, 6).map(int), tens(-12, -1), tens(0, 6).map(int))
+@settings(max_examples=60, deadline=None)
+def test_whatever_a_plan_may_name_has_a_cost_that_is_a_number_and_no_less_than_that_of_one_step(
+    noise: float, rate: float, steps: int, delta: float, others: int
+) -> None:
+    schedule = GaussianRelease(noise_multiplier=noise, sampling_rate=rate, steps=steps)
+    other = GaussianRelease(noise_multiplier=2 * noise, sampling_rate=1.0, steps=others)
+    cost = epsilon([schedule], delta)
+    assert cost >= 0.0  # which no NaN is
+    assert lifetime_epsilon([schedule, other], delta) >= 0.0
+    # One sampled step, for the removal of a patient, exactly: delta(eps) is rate times the Gaussian's
+    # delta at log(1 + (e^eps - 1) / rate) (Balle, Barthe, Gaboardi 2018, theorem 8).
+    if cost < 600:
+        inner = math.log1p(math.expm1(cost) / rate)
+        assert rate * gaussian_delta(inner, 1 / noise) <= delta * (1 + 1e-6)
+
+
+def test_noise_beyond_all_reason_costs_no_error() -> None:
+    for noise in (5e-324, 1e-200, 1e-3, 1e200):
+        for rate in (1e-6, 0.5, 1.0):
+            release = GaussianRelease(noise_multiplier=noise, sampling_rate=rate, steps=1_000_000)
+            other = GaussianRelease(noise_multiplier=1.0, sampling_rate=0.5, steps=1)
+            for cost in (epsilon([release], 1e-4), lifetime_epsilon([release, other], 1e-4)):
+                assert cost == math.inf if noise < 1e-100 else cost >= 0.0
+
+
+def test_an_epsilon_that_no_countable_noise_reaches_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="sampling_rate=1"):
+        calibrate(1e-3, 1e-12, 0.5, 100_000)
+
+
 def test_a_lifetime_costs_no_less_than_a_schedule_fixed_beforehand() -> None:
     mixed = [release(2.0, 0.3, 10), release(2.0, 1.0, 5)]
     assert lifetime_epsilon(mixed, DELTA) > epsilon(mixed, DELTA)

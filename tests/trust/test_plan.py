@@ -88,6 +88,23 @@ def test_whatever_differs_changes_the_hash(other: Plan) -> None:
         (("terms", "noise_multiplier"), True, "noise_multiplier"),
         (("terms", "sampling_rate"), 0.0, "sampling_rate"),
         (("terms", "clip_norm"), "1", "clip_norm"),
+        (("terms", "clip_norm"), 1e300, "clip_norm"),
+        (("terms", "clip_norm"), 10**400, "clip_norm"),
+        (("terms", "noise_multiplier"), 1e-200, "noise_multiplier"),
+        (("terms", "noise_multiplier"), 1e200, "noise_multiplier"),
+        (("terms", "delta"), 1e-300, "delta"),
+        (("terms", "sampling_rate"), 1e-9, "sampling_rate"),
+        (("terms", "windows_per_patient"), 10**30, "windows_per_patient"),
+        (("terms", "epsilon"), -1.0, "epsilon"),
+        (("strategy", "learning_rate"), 1e38, "learning_rate"),
+        (("strategy", "name"), "x" * 257, "strategy.name"),
+        (("model", "hidden"), 10**9, "hidden"),
+        (("task", "stride_min"), 0, "stride_min"),
+        (("purpose",), "x" * 257, "purpose: at most 256"),
+        (("purpose",), "fine \x1b[2J", "printable"),
+        (("deadline_s",), 1e300, "deadline_s"),
+        (("participants",), [{"site": "north", "patients": 10**400}], "multiples of 5"),
+        (("participants",), [{"site": "n" * 257, "patients": 5}], "site"),
         (("strategy", "weighting"), "loudest", "weighting"),
         (("participants",), [{"site": "north", "patients": 7}], "multiples of 5"),
         (("participants",), [{"site": "b", "patients": 5}, {"site": "a", "patients": 5}], "sorted"),
@@ -108,7 +125,14 @@ def test_a_plan_that_cannot_be_carried_out_is_refused_and_says_why(
         from_json(json.dumps(data))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"version": NaN}'])
+def test_a_pull_that_overshoots_is_refused() -> None:
+    strategy = Strategy(name="fedprox", learning_rate=2.0, proximal_mu=0.6)
+    with pytest.raises(PlanError, match="proximal_mu times learning_rate"):
+        replace(PLAN, strategy=strategy)
+    assert replace(PLAN, strategy=replace(strategy, proximal_mu=0.5))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"version": NaN}', "[" * 100_000])
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
         from_json(text)
