@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Protocol
@@ -31,6 +32,7 @@ DTYPES = frozenset(
 MOST_AXES = 16
 LONGEST_NAME = 512
 STYPE = "numpy.ndarray"
+LARGE_BYTES, HASHING_THREADS = 4 << 20, 2
 
 APP_RAISED = 2  # Flower's own code of a ClientApp that raised
 BAD_HEADER, BAD_BODY, TOO_LARGE = "bad_header", "bad_body", "too_large"
@@ -193,12 +195,11 @@ class Packer:
 
     def _arrays(self, record: ArrayRecord) -> tuple[pb.ArrayList, list[memoryview]]:
         if id(record) not in self._seen:
-            listed, views = pb.ArrayList(), []
-            for name, array in record.items():
-                dtype, shape, raw = _raw(array)
-                digest = hashlib.sha256(raw).digest()
+            listed = pb.ArrayList()
+            raw = [_raw(array) for array in record.values()]
+            views = [view for _, _, view in raw]
+            for name, (dtype, shape, _), digest in zip(record, raw, _digests(views), strict=True):
                 listed.entries.append(pb.ArrayInfo(name=name, dtype=dtype, shape=shape, sha256=digest))
-                views.append(raw)
             self._seen[id(record)] = (record, listed, views)
         _, listed, views = self._seen[id(record)]
         return listed, views
@@ -239,45 +240,6 @@ def open_header(data: bytes, limits: Limits) -> Manifest:
         lengths=lengths,
         digests=tuple(info.sha256 for info in infos),
     )
-
-
-class Checker:
-    """Hashes a body as it comes in, array by array.
-
-    `update` raises FrameError (bad_body) at the end of the first array whose SHA-256 is another.
-    """
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._lengths = manifest.lengths
-        self._digests = manifest.digests
-        self._place = 0
-        self._left = self._lengths[0] if self._lengths else 0
-        self._hash = hashlib.sha256()
-        self._close_full()
-
-    def update(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view.nbytes:
-            if self._place >= len(self._lengths):
-                raise FrameError(BAD_BODY, "Expected no byte after the last array.")
-            piece = view[: self._left]
-            self._hash.update(piece)
-            self._left -= piece.nbytes
-            view = view[piece.nbytes :]
-            self._close_full()
-
-    def finish(self) -> None:
-        """Raises FrameError (bad_body) if bytes are missing."""
-        if self._place != len(self._lengths):
-            raise FrameError(BAD_BODY, "Expected more bytes: the body ends before its last array does.")
-
-    def _close_full(self) -> None:
-        while self._place < len(self._lengths) and self._left == 0:
-            if self._hash.digest() != self._digests[self._place]:
-                raise FrameError(BAD_BODY, "Expected an array with the declared SHA-256.")
-            self._place += 1
-            self._hash = hashlib.sha256()
-            self._left = self._lengths[self._place] if self._place < len(self._lengths) else 0
 
 
 def open_request(manifest: Manifest, source: Source) -> Message:
@@ -361,6 +323,14 @@ def _raw(array: Array) -> tuple[str, tuple[int, ...], memoryview]:
         plain = np.ascontiguousarray(array.numpy(), dtype=dtype.newbyteorder("<"))
         return dtype.name, shape, memoryview(plain.tobytes())
     return dtype.name, shape, memoryview(array.data)[file.tell() :]
+
+
+def _digests(views: list[memoryview]) -> list[bytes]:
+    """The SHA-256 of each; of a large model in two threads, since hashing lets others run."""
+    if sum(view.nbytes for view in views) < LARGE_BYTES:
+        return [hashlib.sha256(view).digest() for view in views]
+    with ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="link-hash") as pool:
+        return list(pool.map(lambda view: hashlib.sha256(view).digest(), views))
 
 
 def _array(info: pb.ArrayInfo, source: Source, offset: int, length: int) -> Array:

@@ -28,11 +28,12 @@ from flwr.app import Message
 from link.errors import CallRefused, LinkError
 from link.frames import Limits, Manifest, Packer, Parcel, open_payload, open_request
 from link.generated import link_pb2 as pb
+from link.greeting import PROTOCOL, SessionEnded, Stream, read_hello
 from link.listener import METHOD, NOT_ADMITTED, SERVICE, channel_options
 from link.loop import event_loop, submit
 from link.mailbox import Mailbox
 from link.member import REPLACED, REVOKED, SOFTWARE, lost_is_the_end
-from link.session import PROTOCOL, Pace, Session, SessionEnded, Stream, read_hello
+from link.session import Pace, Session
 from link.tls import Credentials
 from link.transfers import Body, Shelf
 

@@ -17,8 +17,9 @@ import grpc  # isort: skip
 from link.errors import CallRefused
 from link.frames import TOO_LARGE, Manifest, Packer, Parcel, open_payload
 from link.generated import link_pb2 as pb
+from link.greeting import PROTOCOL, SessionEnded, Stream, read_hello
 from link.mailbox import Mailbox
-from link.session import PROTOCOL, Session, SessionEnded, Stream, read_hello
+from link.session import Session
 from link.transfers import Body, Shelf
 from trust.identity import Identity
 

@@ -12,45 +12,25 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from google.protobuf.message import DecodeError
-
+from link.checking import Checker
 from link.chunks import read_chunk, write_chunk
-from link.errors import LinkError
-from link.frames import BAD_BODY, BAD_HEADER, Checker, FrameError, Limits, Manifest, Parcel, open_header
+from link.frames import BAD_BODY, BAD_HEADER, FrameError, Limits, Manifest, Parcel, open_header
 from link.generated import link_pb2 as pb
+from link.greeting import CLOSED, PROTOCOL_VIOLATED, SILENT, SessionEnded, Stream, parse_frame
 from link.transfers import Body, Incoming, Shelf
 
-PROTOCOL = 1
 FIRST_CHUNK_BYTES = 64 << 10
 FAST_S, SLOW_S = 0.05, 0.5
+MOST_QUEUED_BYTES = 4 << 20
+"""Of a body, received and not written yet; then the peer is held back."""
 MOST_CONTROL = 64
 """Control frames that wait to be sent. A peer waits for word of each offer; one that does not has no end."""
-PROTOCOL_VIOLATED, SILENT, CLOSED = "protocol_violated", "silent", "closed"
 
 logger = logging.getLogger(f"twinward.{__name__}")
-
-
-class SessionEnded(LinkError):
-    """A connection that is over; `code` says why."""
-
-    def __init__(self, code: str, text: str = "") -> None:
-        super().__init__(f"{text or 'The connection ended.'} [{code}]")
-        self.code = code
-
-
-class Stream(Protocol):
-    """Whole frames as bytes, however they travel."""
-
-    async def read(self) -> bytes | None:
-        """The next frame; None once the peer has closed."""
-
-    async def write(self, frame: bytes) -> None:
-        """Sends a frame; returns when there is room for the next."""
 
 
 class Owner(Protocol):
@@ -274,34 +254,38 @@ class Session:
             self._say(pb.Frame(want=pb.Want(number=self._taken_number, offset=incoming.offset)))
 
     async def _take_chunk(self, number: int, offset: int, data: memoryview) -> None:
-        """Writes a chunk while the next one is on its way; the last is waited for at once."""
-        await self._written()
+        """Has a chunk written while the next ones are on their way; the last is waited for at once."""
+        if self._writing is not None and self._writing.done():
+            await self._written()
         incoming = self._incoming
         if number == self._dropped_number:
             return  # sent before the peer read that its parcel is refused
         if incoming is not None and incoming.skipping and offset:
             return  # sent before the peer read that it shall begin again
-        if incoming is None or number != self._taken_number or offset != incoming.offset:
+        if incoming is None or number != self._taken_number or offset != incoming.expected:
             raise SessionEnded(PROTOCOL_VIOLATED, "Expected the next chunk of the parcel that was wanted.")
         if not 0 < data.nbytes <= min(self._limits.chunk_bytes, incoming.manifest.total - offset):
             raise SessionEnded(PROTOCOL_VIOLATED, "Expected a chunk within the declared total.")
         incoming.skipping = False
-        loop = asyncio.get_running_loop()
-        self._writing = loop.run_in_executor(None, incoming.write, data)
-        if offset + data.nbytes == incoming.manifest.total:
+        incoming.put(data)
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().run_in_executor(None, incoming.drain)
+        if incoming.queued >= MOST_QUEUED_BYTES or incoming.expected == incoming.manifest.total:
             await self._written()
 
     async def _written(self) -> None:
-        """Waits for the chunk that is being written, and acts on what came of it."""
-        writing, self._writing, incoming = self._writing, None, self._incoming
-        if writing is None or incoming is None:
-            return
-        try:
-            await writing
-            if incoming.offset == incoming.manifest.total:
+        """Waits for the chunks that are being written, and acts on what came of them."""
+        while (incoming := self._incoming) is not None and self._writing is not None:
+            writing, self._writing = self._writing, None
+            try:
+                await writing
+            except FrameError as error:
+                self._repeat_or_refuse(incoming, error)
+                return
+            if incoming.queued:  # put there while the thread was about to end
+                self._writing = asyncio.get_running_loop().run_in_executor(None, incoming.drain)
+            elif incoming.offset == incoming.manifest.total:
                 self._finish(incoming)
-        except FrameError as error:
-            self._repeat_or_refuse(incoming, error)
 
     def _finish(self, incoming: Incoming) -> None:
         body = incoming.finish()
@@ -361,43 +345,6 @@ class Session:
             if now >= beat_at:
                 beat_at = now + self._pace.beat_s
                 self._say(pb.Frame(beat=pb.Beat(head=self._owner.head(), time_s=time.time())))
-
-
-def parse_frame(data: bytes) -> pb.Frame:
-    """The frame in some bytes, whose number gRPC has limited.
-
-    Raises:
-        SessionEnded: protocol_violated.
-    """
-    frame = pb.Frame()
-    try:
-        frame.ParseFromString(data)
-    except DecodeError:
-        raise SessionEnded(PROTOCOL_VIOLATED, "Expected a frame in the form of link.proto.") from None
-    return frame
-
-
-async def read_hello(read: Callable[[], Awaitable[bytes | None]], timeout_s: float) -> pb.Hello:
-    """The peer's greeting.
-
-    Raises:
-        SessionEnded: it does not come in time, is not the first frame, or is of another protocol.
-    """
-    with suppress(TimeoutError):
-        data = await asyncio.wait_for(read(), timeout_s)
-        if data is None:
-            raise SessionEnded(CLOSED, "The peer closed before it greeted.")
-        frame = parse_frame(data)
-        if frame.WhichOneof("kind") != "hello":
-            raise SessionEnded(PROTOCOL_VIOLATED, "Expected a greeting as the first frame.")
-        if frame.hello.protocol != PROTOCOL:
-            raise SessionEnded(
-                "protocol_version",
-                f"Expected protocol {PROTOCOL}; the peer speaks {frame.hello.protocol}."
-                " Bring both sides to one release.",
-            )
-        return frame.hello
-    raise SessionEnded(SILENT, f"The peer did not greet within {timeout_s:g} s.")
 
 
 async def _off_loop(work: Callable[[], None]) -> None:

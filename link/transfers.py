@@ -11,12 +11,14 @@ import os
 import secrets
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from link.frames import BAD_BODY, TOO_LARGE, Checker, FrameError, InMemory, Limits, Manifest
+from link.checking import Checker
+from link.frames import BAD_BODY, TOO_LARGE, FrameError, InMemory, Limits, Manifest
 
 NO_SPACE = "no_space"
 KEEP_S = 14 * 86_400.0
@@ -59,8 +61,12 @@ class Body:
 class Incoming:
     """A body that is being received; bytes are taken in order only.
 
+    The loop puts chunks into a short queue (`put`), and one thread at a time writes and hashes what is
+    there (`drain`), so that neither waits for the other at every chunk.
+
     Attributes:
-        offset: of the byte that is expected next.
+        offset: of the byte that is written next.
+        expected: of the byte that the peer sends next; `offset` and the bytes in the queue.
         resumed: whether the first bytes are of an earlier connection.
         skipping: after a restart, until the peer begins again as well.
     """
@@ -70,6 +76,8 @@ class Incoming:
     offset: int = 0
     resumed: bool = False
     skipping: bool = False
+    expected: int = 0
+    _queue: deque[memoryview] = field(default_factory=deque)
     _checker: Checker = field(init=False)
     _file: int = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -91,6 +99,26 @@ class Incoming:
         with self._lock:
             if self._file >= 0:
                 os.ftruncate(self._file, self.offset)
+        self.expected = self.offset
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait to be written."""
+        return self.expected - self.offset
+
+    def put(self, data: memoryview) -> None:
+        """Takes the next bytes into the queue."""
+        self._queue.append(data)
+        self.expected += data.nbytes
+
+    def drain(self) -> None:
+        """Writes what is in the queue.
+
+        Raises:
+            FrameError: as `write`.
+        """
+        while self._queue:
+            self.write(self._queue.popleft())
 
     def write(self, data: bytes | memoryview) -> None:
         """Takes the next bytes.
@@ -114,7 +142,8 @@ class Incoming:
         with self._lock:
             if self._file >= 0:
                 os.ftruncate(self._file, 0)
-        self.offset, self.resumed, self._checker = 0, False, Checker(self.manifest)
+        self._queue.clear()
+        self.offset, self.expected, self.resumed, self._checker = 0, 0, False, Checker(self.manifest)
         self.skipping = True
 
     def finish(self) -> Body:

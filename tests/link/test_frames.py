@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
+from link.checking import Checker
 from link.errors import LinkError
 from link.flower import identify_coordinator, stamp
 from link.frames import (
@@ -19,7 +20,6 @@ from link.frames import (
     BAD_HEADER,
     DTYPES,
     TOO_LARGE,
-    Checker,
     FrameError,
     InMemory,
     Limits,

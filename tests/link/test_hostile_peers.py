@@ -22,10 +22,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from link.coordinator import LinkGrid
 from link.frames import Limits, Packer, Parcel
 from link.generated import link_pb2 as pb
+from link.greeting import SessionEnded, Stream
 from link.listener import METHOD, SERVICE
 from link.loop import submit
 from link.member import Hospital
-from link.session import Pace, Session, SessionEnded, Stream
+from link.session import Pace, Session
 from link.tls import Credentials
 from link.transfers import Shelf
 from tests.link.federation_of_certificates import Federation, federation
