@@ -25,6 +25,7 @@ from twin.signals import SIGNALS
         ("loinc", "41653-7", "blood_glucose"),
         ("loinc", "3150-6", "fio2"),
         ("snomed", "364075005", "heart_rate"),
+        ("loinc", "19891-1", "etco2"),
         ("twinward", "steps", "steps"),
         ("carelink", "Sensor Glucose (mg/dL)", "glucose"),
         ("mdc", "150320", None),
