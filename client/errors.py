@@ -7,6 +7,7 @@ from typing import Final
 from conf.errors import TwinwardError
 
 CODES: Final = (
+    "access_refused",
     "audit_failed",
     "awaiting_approval",
     "base_mismatch",

@@ -54,6 +54,9 @@ KINDS: Final[dict[str, frozenset[str]]] = {
         "rehearsed": "plan",
         "policy_changed": "policy before",
         "ledger_accepted": "ledger_size ledger_head recharged ended",
+        # who saw or changed what of the patients' data
+        "access_granted": "right about",
+        "access_refused": "right about",
         # what the logs say of each other
         "heads_exchanged": "peer size root own_size own_root",
         "peer_log_refused": "peer size root time key signature"
