@@ -7,12 +7,14 @@ import json
 import signal
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from cli.main import main
 from client.ledger import Ledger
+from client.policy import policy_to_toml
 from client.shelf import Shelf
 from conf.load import load_plan, to_json
 from server.app import store_path
@@ -21,7 +23,7 @@ from server.home import CoordinatorHome
 from server.members import Members
 from server.store import Store
 from tests.heart_hospitals import SITES, write_folder
-from tests.server.federation_of_processes import Federation, federation, wait_until
+from tests.server.federation_of_processes import AUTOMATIC, Federation, federation, wait_until
 from trust.audit import AuditLog
 
 # One federation for all, and each test goes on where the one before ended: so one worker, in order.
@@ -141,6 +143,46 @@ def test_a_run_is_paused_resumed_and_stopped(there: Federation) -> None:
     with pytest.raises(ServerError, match="stopped"):
         there.call("resume", run=run, why="")
     assert there.call("status", run=run)["run"]["reason"] == "enough"
+
+
+def test_a_question_outlives_its_coordinator_until_people_have_answered(
+    there: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator = ["--operator", str(there.home.operators / "founder")]
+    for site, asks, automatic in (("alpha", True, True), ("beta", True, False), ("gamma", False, False)):
+        policy = replace(AUTOMATIC, questions=asks, automatic_questions=automatic, smallest_count=1)
+        there.sites[site].policy.write_text(policy_to_toml(policy), encoding="utf-8")
+    words = ["histogram", "age", "--edges", "0,50,120", "--where", "sex >= 0", "--purpose", "a study"]
+    assert main(["coordinator", "ask", *words, "--json", *operator]) == 0
+    asked = json.loads(capsys.readouterr().out)
+
+    def says() -> dict[str, str]:
+        found = there.call("question", question=asked["id"])["question"]["sites"]
+        return {site: said["code"] for site, said in found.items()}
+
+    wanted = {"alpha": "", "beta": "awaiting_approval", "gamma": "question_refused"}
+    wait_until(lambda: says() == wanted)
+    assert there.kill("coordinator") == -signal.SIGKILL
+    there.serve()
+    home = ["--home", str(there.sites["beta"].directory)]
+    assert main(["site", "rehearse", asked["question_sha256"][:10], *home]) == 0
+    assert "in truth" in capsys.readouterr().out
+    assert main(["site", "approve", asked["question_sha256"][:10], *home]) == 0
+    assert main(["site", "plans", *home]) == 0
+    assert "histogram" in capsys.readouterr().out
+    assert main(["coordinator", "questions", asked["id"], "--wait", *operator]) == 0
+    text = capsys.readouterr().out
+    assert "done: histogram of age where sex >= 0" in text
+    assert "gamma: question_refused" in text
+    assert says() == {"alpha": "", "beta": "", "gamma": "question_refused"}
+    with AuditLog(there.sites["alpha"].audit) as log:
+        plans = [record.facts["plan"] for record in log.records() if record.kind == "answered"]
+    assert plans == [asked["question_sha256"]]  # asked once, whatever became of the coordinator
+    assert main(["coordinator", "ask", *words, "--sites", "alpha", "--wait", "--json", *operator]) == 0
+    again = json.loads(capsys.readouterr().out)
+    first = there.call("question", question=asked["id"])["question"]
+    assert again["sites"]["alpha"] == first["sites"]["alpha"]
+    assert {"question_asked", "question_sent", "question_answered", "question_ended"} <= set(kinds(there))
 
 
 def test_a_second_coordinator_on_the_folder_is_refused(there: Federation) -> None:
