@@ -22,7 +22,7 @@ wrong, and that is a fault as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ import pandas as pd
 
 from twin.signals import SIGNALS, Kind, conversion
 from twin.site import Quality
+from twin.tally import NOBODY, Tally
 from twin.times import Times, to_utc
 
 COLUMNS = ("patient_id", "time", "signal", "value", "unit")
@@ -69,21 +70,43 @@ def clean(raw: pd.DataFrame, *, timezone: str | None = None, source: str = "") -
     Returns:
         Observations, and a `Quality` with rows_read = rows_kept + all dropped + all quarantined.
     """
-    tally = _Tally(rows=len(raw))
+    tally = Tally(rows=len(raw))
     faults: list[Fault] = []
     frame, patients, signals = _identify(raw, tally)
-    frame = _values(frame, tally, faults)
-    frame = _times(frame, tally, faults, timezone)
-    frame = _units(frame, signals, tally, faults)
-    frame = _limits(frame, signals, tally, faults)
+    frame = readable(frame, signals, tally, faults, timezone)
     frame = _dates(frame, tally)
     faults.extend(_usual(frame, signals))
-    frame = _distinct(frame, signals, tally)
+    frame = distinct(frame, signals, tally)
     return Cleaned(
         observations=_canonical(frame, patients, signals, source),
         quality=tally.quality(len(frame)),
         faults=tuple(faults),
     )
+
+
+def readable(
+    frame: pd.DataFrame,
+    signals: Sequence[str],
+    tally: Tally,
+    faults: list[Fault],
+    timezone: str | None,
+    convert: Callable[[str, str], tuple[float, float] | None] = conversion,
+) -> pd.DataFrame:
+    """The rows that rules 3 to 6 leave (without that of far dates): finite canonical values, times in UTC.
+
+    Args:
+        frame: patient and signal (numbers), time, value, unit (as their source has them); more columns stay.
+        signals: names by number.
+        timezone: of times that carry none.
+        convert: (factor, offset) of a signal and a unit.
+
+    Returns:
+        Their columns without unit, in the same order; what is not there is in `tally` and `faults`.
+    """
+    frame = _values(frame, tally, faults)
+    frame = _times(frame, tally, faults, timezone)
+    frame = _units(frame, signals, tally, faults, convert)
+    return _limits(frame, signals, tally, faults)
 
 
 def step_minutes(observations: pd.DataFrame) -> dict[str, float]:
@@ -106,39 +129,6 @@ def shown_name(name: object) -> str:
     return text if _NAME.fullmatch(text) and sum(map(str.isdigit, text)) <= 2 else "(not shown)"
 
 
-class _Tally:
-    """Counts of one cleaning by fate and reason."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.dropped: dict[str, int] = {}
-        self.fixed: dict[str, int] = {}
-        self.quarantined: dict[str, int] = {}
-
-    def drop(self, reason: str, count: int) -> None:
-        _add(self.dropped, reason, count)
-
-    def fix(self, reason: str, count: int) -> None:
-        _add(self.fixed, reason, count)
-
-    def put_aside(self, reason: str, count: int) -> None:
-        _add(self.quarantined, reason, count)
-
-    def quality(self, kept: int) -> Quality:
-        return Quality(
-            rows_read=self.rows,
-            rows_kept=kept,
-            dropped=self.dropped,
-            fixed=self.fixed,
-            quarantined=self.quarantined,
-        )
-
-
-def _add(counts: dict[str, int], reason: str, count: int) -> None:
-    if count:
-        counts[reason] = counts.get(reason, 0) + int(count)
-
-
 def _codes(column: pd.Series) -> tuple[np.ndarray, pd.Index]:
     """(code of each row, sorted distinct texts); -1 where there is no text."""
     code_N, names = pd.factorize(column)
@@ -148,30 +138,30 @@ def _codes(column: pd.Series) -> tuple[np.ndarray, pd.Index]:
     return np.where(code_N < 0, -1, position[code_N]) if len(position) else code_N, distinct
 
 
-def _identify(raw: pd.DataFrame, tally: _Tally) -> tuple[pd.DataFrame, pd.Index, list[str]]:
+def _identify(raw: pd.DataFrame, tally: Tally) -> tuple[pd.DataFrame, pd.Index, list[str]]:
     """(rows with a patient and a known signal, both as codes; names of patients; names of signals)."""
     patient_N, patients = _codes(raw["patient_id"])
     signal_N, names = _codes(raw["signal"])
-    tally.drop("no patient_id", (patient_N < 0).sum())
-    tally.drop("no signal", ((patient_N >= 0) & (signal_N < 0)).sum())
+    coded = pd.DataFrame({"patient": patient_N, "signal": NOBODY})
+    tally.drop("no patient_id", coded, patient_N < 0)
+    tally.drop("no signal", coded, (patient_N >= 0) & (signal_N < 0))
     signals = sorted({_signal_name(name) for name in names} & set(SIGNALS))
     recode = [signals.index(_signal_name(n)) if _signal_name(n) in SIGNALS else -1 for n in names]
     known_N = np.array([*recode, -1], dtype=np.int64)[signal_N]
     unknown_N = (patient_N >= 0) & (signal_N >= 0) & (known_N < 0)
-    _put_names_aside(names, signal_N[unknown_N], tally)
+    _put_names_aside(names, signal_N[unknown_N], coded[unknown_N], tally)
     here_N = (patient_N >= 0) & (known_N >= 0)
     columns = {name: raw[name].array[here_N] for name in ("time", "value", "unit")}
     frame = pd.DataFrame({"patient": patient_N[here_N], "signal": known_N[here_N], **columns})
     return frame, patients, signals
 
 
-def _put_names_aside(names: pd.Index, unknown: np.ndarray, tally: _Tally) -> None:
-    count_by_name = np.bincount(unknown, minlength=len(names))
-    if (count_by_name > 0).sum() > _MOST_NAMES:  # perhaps identifiers in the wrong column: not shown
-        tally.put_aside("unknown signals of many names", len(unknown))
+def _put_names_aside(names: pd.Index, unknown: np.ndarray, coded: pd.DataFrame, tally: Tally) -> None:
+    if len(np.unique(unknown)) > _MOST_NAMES:  # perhaps identifiers in the wrong column: not shown
+        tally.put_aside("unknown signals of many names", coded, np.ones(len(coded), dtype=bool))
         return
-    for name, count in zip(names, count_by_name, strict=True):
-        tally.put_aside(f"unknown signal: {shown_name(name)}", count)
+    for name in np.unique(unknown):
+        tally.put_aside(f"unknown signal: {shown_name(names[name])}", coded, unknown == name)
 
 
 def _signal_name(name: str) -> str:
@@ -182,15 +172,15 @@ def _keep(frame: pd.DataFrame, here_N: np.ndarray) -> pd.DataFrame:
     return frame if here_N.all() else frame.loc[here_N].reset_index(drop=True)
 
 
-def _values(frame: pd.DataFrame, tally: _Tally, faults: list[Fault]) -> pd.DataFrame:
+def _values(frame: pd.DataFrame, tally: Tally, faults: list[Fault]) -> pd.DataFrame:
     text = frame["value"]
     empty_N = text.isna().to_numpy()
     if pd.api.types.is_string_dtype(text.dtype):
         empty_N = empty_N | text.str.strip().eq("").fillna(False).to_numpy(dtype=bool)
     number = pd.to_numeric(text, errors="coerce").astype("float64")
     bad_N = ~np.isfinite(number.to_numpy()) & ~empty_N
-    tally.drop("no value", empty_N.sum())
-    tally.drop("unreadable value", bad_N.sum())
+    tally.drop("no value", frame, empty_N)
+    tally.drop("unreadable value", frame, bad_N)
     if bad_N.sum() > max(_ENOUGH, 0.5 * len(frame)):
         faults.append(
             Fault(
@@ -201,7 +191,7 @@ def _values(frame: pd.DataFrame, tally: _Tally, faults: list[Fault]) -> pd.DataF
     return _keep(frame.assign(value=number), ~(empty_N | bad_N))
 
 
-def _times(frame: pd.DataFrame, tally: _Tally, faults: list[Fault], timezone: str | None) -> pd.DataFrame:
+def _times(frame: pd.DataFrame, tally: Tally, faults: list[Fault], timezone: str | None) -> pd.DataFrame:
     stream_N = frame["patient"].to_numpy() * len(SIGNALS) + frame["signal"].to_numpy()
     if frame["time"].dtype.kind in "iufb":
         faults.append(
@@ -210,20 +200,19 @@ def _times(frame: pd.DataFrame, tally: _Tally, faults: list[Fault], timezone: st
                 fix="write times as text in ISO 8601 or as timestamps, for instance 2024-03-01T08:05:00Z",
             )
         )
-        tally.put_aside("time is a number", len(frame))
+        tally.put_aside("time is a number", frame, np.ones(len(frame), dtype=bool))
         return frame.iloc[:0].assign(time=pd.Series(dtype="datetime64[us, UTC]"))
     times = to_utc(frame["time"], stream_N, timezone)
-    tally.drop("no time", times.missing_N.sum())
-    tally.drop("unreadable time", times.unreadable_N.sum())
-    tally.drop("hour that a clock change skips or repeats, true time unknown", times.unclear_N.sum())
-    tally.fix("hour that the clock skips for daylight saving, moved on by it", times.skipped_N.sum())
-    tally.fix(
-        "hour that comes twice at the end of daylight saving, taken for summer time", times.once_N.sum()
-    )
+    tally.drop("no time", frame, times.missing_N)
+    tally.drop("unreadable time", frame, times.unreadable_N)
+    tally.drop("hour that a clock change skips or repeats, true time unknown", frame, times.unclear_N)
+    tally.fix("hour that the clock skips for daylight saving, moved on by it", frame, times.skipped_N)
+    once = "hour that comes twice at the end of daylight saving, taken for summer time"
+    tally.fix(once, frame, times.once_N)
     if timezone is None:
-        tally.put_aside("time without zone", times.naive_N.sum())
+        tally.put_aside("time without zone", frame, times.naive_N)
     else:
-        tally.fix(f"time without zone, read as {timezone}", times.naive_N.sum())
+        tally.fix(f"time without zone, read as {timezone}", frame, times.naive_N)
     faults.extend(_time_faults(times, timezone))
     return _keep(frame.assign(time=times.utc.array), times.utc.notna().to_numpy())
 
@@ -245,45 +234,51 @@ def _time_faults(times: Times, timezone: str | None) -> Iterable[Fault]:
         )
 
 
-def _units(frame: pd.DataFrame, signals: list[str], tally: _Tally, faults: list[Fault]) -> pd.DataFrame:
+def _units(
+    frame: pd.DataFrame,
+    signals: Sequence[str],
+    tally: Tally,
+    faults: list[Fault],
+    convert: Callable[[str, str], tuple[float, float] | None],
+) -> pd.DataFrame:
     unit_N, units = _codes(frame["unit"])
+    signal_N = frame["signal"].to_numpy()
     factor_SU = np.full((len(signals), len(units) + 1), np.nan)
     offset_SU = np.zeros_like(factor_SU)
-    for row, signal in enumerate(signals):
-        for column, unit in enumerate(units):
-            pair = conversion(signal, unit)
-            if pair:
-                factor_SU[row, column], offset_SU[row, column] = pair
-    signal_N = frame["signal"].to_numpy()
+    for pair in np.unique(signal_N * (len(units) + 1) + unit_N % (len(units) + 1)):
+        row, column = divmod(int(pair), len(units) + 1)
+        found = convert(signals[row], units[column] if column < len(units) else "")
+        if found:
+            factor_SU[row, column], offset_SU[row, column] = found
     factor_N = factor_SU[signal_N, unit_N]
     known_N = np.isfinite(factor_N)
-    _unit_faults(signal_N[~known_N], unit_N[~known_N], signals, units, tally, faults)
+    _unit_faults(frame[~known_N], unit_N[~known_N], signals, units, tally, faults)
     value_N = frame["value"].to_numpy() * factor_N + offset_SU[signal_N, unit_N]
     return _keep(frame.drop(columns="unit").assign(value=value_N), known_N)
 
 
 def _unit_faults(
-    signal_N: np.ndarray,
+    unknown: pd.DataFrame,
     unit_N: np.ndarray,
-    signals: list[str],
+    signals: Sequence[str],
     units: pd.Index,
-    tally: _Tally,
+    tally: Tally,
     faults: list[Fault],
 ) -> None:
-    pairs, counts = np.unique(np.stack([signal_N, unit_N], axis=1), axis=0, return_counts=True)
-    for (row, column), count in zip(pairs, counts, strict=True):
-        signal = signals[row]
-        tally.put_aside(f"unknown unit: {signal}", count)
+    signal_N = unknown["signal"].to_numpy()
+    for row, column in np.unique(np.stack([signal_N, unit_N], axis=1), axis=0):
+        signal, here_N = signals[row], (signal_N == row) & (unit_N == column)
+        tally.put_aside(f"unknown unit: {signal}", unknown, here_N)
         came = f"the unit {shown_name(units[column])!r}" if column >= 0 else "no unit"
         faults.append(
             Fault(
-                what=f"{count:,} rows of {signal} have {came}",
+                what=f"{here_N.sum():,} rows of {signal} have {came}",
                 fix=f"units accepted for {signal}: {', '.join(SIGNALS[signal].shown)}",
             )
         )
 
 
-def _limits(frame: pd.DataFrame, signals: list[str], tally: _Tally, faults: list[Fault]) -> pd.DataFrame:
+def _limits(frame: pd.DataFrame, signals: Sequence[str], tally: Tally, faults: list[Fault]) -> pd.DataFrame:
     low = np.array([SIGNALS[name].low for name in signals])
     high = np.array([SIGNALS[name].high for name in signals])
     signal_N, value_N = frame["signal"].to_numpy(), frame["value"].to_numpy()
@@ -293,7 +288,7 @@ def _limits(frame: pd.DataFrame, signals: list[str], tally: _Tally, faults: list
     for code, name in enumerate(signals):
         entry, mine_N = SIGNALS[name], signal_N == code
         outside = int((mine_N & ~inside_N).sum())
-        tally.drop(f"outside limits: {name}", outside)
+        tally.drop(f"outside limits: {name}", frame, mine_N & ~inside_N)
         counted = int((mine_N & (inside_N | (value_N != 0))).sum())
         if counted >= _ENOUGH and (mine_N & ~inside_N & (value_N != 0)).sum() > 0.5 * counted:
             faults.append(
@@ -306,13 +301,13 @@ def _limits(frame: pd.DataFrame, signals: list[str], tally: _Tally, faults: list
     return _keep(frame, inside_N)
 
 
-def _dates(frame: pd.DataFrame, tally: _Tally) -> pd.DataFrame:
+def _dates(frame: pd.DataFrame, tally: Tally) -> pd.DataFrame:
     if frame.empty:
         return frame
     since = frame["time"].array.as_unit("us").asi8
     middle = pd.Series(since).groupby(frame["patient"]).transform("median").to_numpy()
     near_N = np.abs(since - middle) <= _FARTHEST.value // 1000
-    tally.drop("date more than 50 years from the patient's other rows", (~near_N).sum())
+    tally.drop("date more than 50 years from the patient's other rows", frame, ~near_N)
     return _keep(frame, near_N)
 
 
@@ -327,26 +322,33 @@ def _usual(frame: pd.DataFrame, signals: list[str]) -> Iterable[Fault]:
             )
 
 
-def _distinct(frame: pd.DataFrame, signals: list[str], tally: _Tally) -> pd.DataFrame:
-    """One row for each patient, signal and time, sorted by these."""
-    frame = frame.sort_values(["patient", "signal", "time"], kind="stable", ignore_index=True)
-    key = ["patient", "signal", "time"]
-    again_N = frame.duplicated(key, keep=False).to_numpy()
+def distinct(
+    frame: pd.DataFrame,
+    signals: Sequence[str],
+    tally: Tally,
+    key: Sequence[str] = ("patient", "signal", "time"),
+) -> pd.DataFrame:
+    """One row for each `key`, sorted by it: rule 7. The first two of the key are patient and signal."""
+    keys = list(key)
+    frame = frame.sort_values(keys, kind="stable", ignore_index=True)
+    again_N = frame.duplicated(keys, keep=False).to_numpy()
     if not again_N.any():
         return frame
     some = frame[again_N]
-    distinct = some.drop_duplicates([*key, "value"], keep="last")
-    tally.drop("duplicate", len(some) - len(distinct))
-    merged = _merge(distinct, key, signals)
-    tally.drop("duplicate time, other value", len(distinct) - len(merged))
-    return pd.concat([frame[~again_N], merged]).sort_values(key, kind="stable", ignore_index=True)
+    same_N = some.duplicated([*keys, "value"], keep="last").to_numpy()
+    tally.drop("duplicate", some, same_N)
+    different = some[~same_N]
+    earlier_N = different.duplicated(keys, keep="last").to_numpy()
+    tally.drop("duplicate time, other value", different, earlier_N)
+    merged = _merge(different, keys, signals)
+    return pd.concat([frame[~again_N], merged]).sort_values(keys, kind="stable", ignore_index=True)
 
 
-def _merge(distinct: pd.DataFrame, key: list[str], signals: list[str]) -> pd.DataFrame:
-    kind_N = np.array([SIGNALS[name].kind for name in signals], dtype=object)[distinct["signal"].to_numpy()]
+def _merge(different: pd.DataFrame, key: list[str], signals: Sequence[str]) -> pd.DataFrame:
+    kind_N = np.array([SIGNALS[name].kind for name in signals], dtype=object)[different["signal"].to_numpy()]
     rules: dict[Kind, str] = {"dose": "sum", "rate": "last", "level": "median", "count": "median"}
     parts: list[pd.DataFrame] = [
-        distinct[kind_N == kind].groupby(key, sort=False, as_index=False)["value"].agg(rule)
+        different[kind_N == kind].groupby(key, sort=False, as_index=False)["value"].agg(rule)
         for kind, rule in rules.items()
         if (kind_N == kind).any()
     ]
