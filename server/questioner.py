@@ -212,8 +212,10 @@ class Questioner:
             survey.post.drop()
 
     def _loop(self) -> None:
-        while not self._stopping.is_set():
-            seen = self._questions.changes()
+        while True:
+            seen = self._questions.changes()  # before the look at `stop`, whose touch is else not waited for
+            if self._stopping.is_set():
+                return
             try:
                 if not self.work():
                     self._questions.wait(seen, IDLE_S)

@@ -98,8 +98,10 @@ class Worker:
 
     def _loop(self, work: Callable[[], bool]) -> None:
         queue = self._means.queue
-        while not self._stopping.is_set():
-            seen = queue.changes()
+        while True:
+            seen = queue.changes()  # before the look at `stop`, whose touch is else not waited for
+            if self._stopping.is_set():
+                return
             try:
                 if not work():
                     queue.wait(seen, IDLE_S)
