@@ -9,7 +9,7 @@ again. What is delivered twice is recognised by the store, so a row counts once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -63,7 +63,7 @@ class Connector(Protocol):
         """Of the feed; unique at a site."""
         ...
 
-    def batches(self, position: str) -> Iterator[Batch]:
+    def batches(self, position: str) -> Generator[Batch, None, None]:
         """Everything after `position` (empty: from the beginning), one batch at a time.
 
         A feed of files ends when they are read. A live feed never ends, and yields at least once a second,
