@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from conf.schema import Strategy
 from privacy.clipping import clipped_patient_sum, patient_chunks, patient_sum
+from privacy.errors import InseparableError
 from privacy.noise import NoiseStream, add_noise
 from strategies.fedprox import proximal_gradient
 from trust.digest import Arrays
@@ -50,7 +51,7 @@ def train(
         stream: noise and draws of this round; private to the site.
 
     Raises:
-        PrivacyError: a gradient is not finite; nothing was released.
+        PrivacyError: without privacy only, a gradient is not finite; nothing was released.
     """
     load_state(model, state)
     start = {name: value.detach().clone() for name, value in trainable(model).items()}
@@ -111,8 +112,20 @@ def _sums(model: nn.Module, examples: Examples, task: Task, terms: Terms) -> dic
 
     patients = len(examples.patients)
     if terms.private:
-        return clipped_patient_sum(model, losses_N, examples.patient_N, patients, terms.clip_norm).sums
+        try:
+            return clipped_patient_sum(model, losses_N, examples.patient_N, patients, terms.clip_norm).sums
+        except InseparableError:
+            return _sums_one_by_one(model, examples, task, terms)
     return patient_sum(model, losses_N, examples.patient_N, patients)
+
+
+def _sums_one_by_one(model: nn.Module, examples: Examples, task: Task, terms: Terms) -> dict[str, Tensor]:
+    """The same sums with a graph for each patient, so that no patient's overflow reaches another's."""
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in trainable(model).items()}
+    for index in patient_chunks(model, examples.patient_N, windows=1):
+        for name, value in _sums(model, examples.at(index), task, terms).items():
+            total[name] += value
+    return total
 
 
 def _step(

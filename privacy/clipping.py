@@ -1,7 +1,8 @@
 """Sums over patients of gradients that are clipped per patient, the one thing that noise is added to.
 
 A patient's gradient is that of the mean loss over the patient's windows. However many windows a
-patient has, the patient moves the sum by at most `clip_norm` in L2 over all trainable parameters.
+patient has, the patient moves the sum by at most `clip_norm` in L2 over all trainable parameters. A
+patient whose gradient is not finite is clipped to zero.
 
 The fast path is book-keeping (Bu, Wang, Zha, Karypis 2023, "Differentially private optimization on
 large model at small cost", arXiv:2210.00038): one backward pass to the pre-activations of the
@@ -27,7 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from privacy.errors import PrivacyError
+from privacy.errors import InseparableError, PrivacyError
 from privacy.layers import NotBookkeepable, Recorder, keeps_book
 
 FLOATS_AT_ONCE = 2**25
@@ -45,7 +46,7 @@ class ClippedSum:
     Attributes:
         sums: name of each trainable parameter → sum, float64, shape of the parameter.
         norms_P: norm of each patient's gradient before clipping, float64; 0 without windows.
-            It is private: it must never leave the site.
+            Infinite or NaN where the gradient was not finite. It is private: it must never leave the site.
     """
 
     sums: dict[str, Tensor]
@@ -85,9 +86,9 @@ def clipped_patient_sum(
             "auto", the first where it applies, else the second.
 
     Raises:
-        PrivacyError: a layer mixes windows, shapes do not fit, or a gradient is not finite. The last
-            refuses the whole step before anything is released; that it happened is itself a fact
-            about the data, which the accounting does not cover (docs/privacy.md).
+        PrivacyError: a layer mixes windows, or shapes do not fit.
+        InseparableError: a gradient is not finite, and without book-keeping it cannot be told whose
+            it is; call it for each patient alone, where this is not raised.
     """
     if not (clip_norm > 0 and clip_norm < float("inf")):
         raise PrivacyError(f"clip_norm must be a positive number, not {clip_norm}; see privacy.clip_norm.")
@@ -149,12 +150,15 @@ def _sum(
         return ClippedSum(sums=sums, norms_P=norms_P)
     for index_K, gradients in _gradients(model, forward, patient_N, patients, method):
         norms_K = _norms(gradients)
-        if not bool(norms_K.isfinite().all()):
-            raise _not_finite()
         norms_P[index_K] = norms_K
         scale_K = (clip_norm / norms_K.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+        # Attack: whether a step fails says something of the patients, without noise. It never fails:
+        # a patient whose gradient is not finite adds nothing, as if absent.
+        finite_K = norms_K.isfinite()
+        whole = bool(finite_K.all())
         for name, value in gradients.items():
-            sums[name] += torch.tensordot(scale_K, value.double(), dims=1)
+            kept = value if whole else value[finite_K]
+            sums[name] += torch.tensordot(scale_K if whole else scale_K[finite_K], kept.double(), dims=1)
     return ClippedSum(sums=sums, norms_P=norms_P)
 
 
@@ -200,11 +204,16 @@ def _loop(
 ) -> Iterator[tuple[Tensor, Gradients]]:
     parameters = _trainable(model)
     weighted_N = losses_N * _window_weights(patient_N, patients, losses_N)
-    for patient in torch.unique(patient_N):
+    present = torch.unique(patient_N)
+    for patient in present:
         total = weighted_N[patient_N == patient].sum()
         gradients = torch.autograd.grad(
             total, list(parameters.values()), retain_graph=True, materialize_grads=True
         )
+        # All windows went through one graph, in which zero times infinity is no number: the patient
+        # whose gradient this is need not be the one whose windows overflowed.
+        if len(present) > 1 and not all(bool(value.isfinite().all()) for value in gradients):
+            raise InseparableError("A gradient is not finite; take the patients one at a time.")
         named = {name: value.unsqueeze(0) for name, value in zip(parameters, gradients, strict=True)}
         yield patient.reshape(1).to(losses_N.device), named
 
@@ -255,6 +264,6 @@ def _refuse_what_mixes_windows(model: nn.Module) -> None:
 
 def _not_finite() -> PrivacyError:
     return PrivacyError(
-        "A gradient is not finite, so this step was refused and nothing was released. Expected finite losses:"
+        "A gradient is not finite, so this step without privacy was refused. Expected finite losses:"
         " check the scaling of inputs, or lower strategy.learning_rate."
     )

@@ -5,3 +5,7 @@ from conf.errors import TwinwardError
 
 class PrivacyError(TwinwardError):
     """Raised before anything was released; its text never depends on a single patient's values."""
+
+
+class InseparableError(PrivacyError):
+    """One patient's gradient is not finite and may have spoilt others': take one patient at a time."""

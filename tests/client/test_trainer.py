@@ -13,6 +13,7 @@ from client.site import Part, training_examples
 from client.trainer import train
 from conf.schema import Strategy
 from privacy.errors import PrivacyError
+from privacy.layers import NotBookkeepable, Recorder
 from privacy.noise import NoiseStream
 from strategies.bound import norm_bound
 from tests.heart_hospitals import settings, write_folder
@@ -173,8 +174,37 @@ def test_without_privacy_there_is_no_bound_to_check() -> None:
     assert norm_bound(size=9, patients=12, declared=10, terms=open_terms, strategy=Strategy()) is None
 
 
-def test_a_gradient_that_is_not_finite_refuses_the_round(folder: Path, examples: Examples) -> None:
+def test_whether_a_release_is_made_does_not_depend_on_any_patients_data(
+    folder: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = examples.target_NH.clone()
+    broken[examples.patient_N == 2] = torch.nan
+    broken_one = replace(examples, target_NH=broken)
+    gone = examples.at(torch.nonzero(examples.patient_N != 2).squeeze(1))
+    terms = replace(TERMS, windows_per_patient=10_000)  # so that both draw the same windows of the others
+    wanted = _update(folder, gone, terms)
+    _alike(_update(folder, broken_one, terms), wanted)
+
+    def unknown(*_: object) -> None:
+        raise NotBookkeepable("Such a model.")
+
+    monkeypatch.setattr(Recorder, "book", unknown)  # one backward pass per patient instead
+    _alike(_update(folder, broken_one, terms), wanted)
+    everybody = replace(examples, target_NH=torch.full_like(examples.target_NH, torch.nan))
+    for strategy in (None, Strategy(local_steps=3)):
+        released = _update(folder, everybody, terms, strategy)
+        assert all(np.isfinite(value).all() and value.any() for value in released.values())
+
+
+def _alike(one: Arrays, other: Arrays) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-7)
+
+
+def test_without_privacy_a_gradient_that_is_not_finite_refuses_the_round(
+    folder: Path, examples: Examples
+) -> None:
     broken = replace(examples, target_NH=torch.full_like(examples.target_NH, torch.nan))
-    for terms in (TERMS, replace(TERMS, private=False, noise_multiplier=0.0)):
-        with pytest.raises(PrivacyError):
-            _update(folder, broken, terms)
+    with pytest.raises(PrivacyError):
+        _update(folder, broken, replace(TERMS, private=False, noise_multiplier=0.0))

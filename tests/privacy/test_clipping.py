@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from privacy import clipping
 from privacy.clipping import clipped_patient_sum, patient_chunks, patient_sum
-from privacy.errors import PrivacyError
+from privacy.errors import InseparableError, PrivacyError
 
 SLOTS, CHANNELS, OUTPUTS = 11, 3, 2
 
@@ -318,13 +318,38 @@ def test_layers_that_mix_patients_are_refused(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("method", ["bookkeeping", "loop"])
-def test_a_gradient_that_is_not_finite_refuses_the_step(bad: float, method: clipping.Method) -> None:
-    model = perceptron()
+@pytest.mark.parametrize("at_once", [1, 2**25])
+def test_a_patient_whose_gradient_is_not_finite_adds_what_an_absent_one_adds(
+    model: nn.Module, bad: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clipping, "FLOATS_AT_ONCE", at_once)
+    patient = torch.arange(40) % 5
+    for place in (0, 1):  # through the network, and in the loss alone
+        series, target = windows(40)
+        (series, target)[place][8] = bad
+        ours = clipped_patient_sum(model, losses(model, series, target), patient, 5, 0.3)
+        others = patient != 3
+        without = clipped_patient_sum(
+            model, losses(model, series[others], target[others]), patient[others], 5, 0.3
+        )
+        assert distance(ours.sums, without.sums) < 1e-6
+        assert float(torch.stack([value.abs().sum() for value in ours.sums.values()]).sum()) > 0.1
+
+
+def test_without_book_keeping_an_overflow_is_told_and_one_patient_alone_adds_zero(model: nn.Module) -> None:
     series, target = windows(6)
-    target[3, 0] = bad
-    with pytest.raises(PrivacyError, match="not finite"):
-        clipped_patient_sum(model, losses(model, series, target), torch.arange(6), 6, 1.0, method=method)
+    series[3] = float("inf")
+    with pytest.raises(InseparableError):
+        clipped_patient_sum(model, losses(model, series, target), torch.arange(6), 6, 1.0, method="loop")
+    alone = torch.zeros(2, dtype=torch.int64)
+    ours = clipped_patient_sum(model, losses(model, series[3:5], target[3:5]), alone, 1, 1.0, method="loop")
+    assert all(float(value.abs().sum()) == 0.0 for value in ours.sums.values())
+
+
+def test_without_privacy_a_gradient_that_is_not_finite_refuses_the_step() -> None:
+    series, target = windows(6)
+    target[3, 0] = float("nan")
+    model = perceptron()
     with pytest.raises(PrivacyError, match="not finite"):
         patient_sum(model, losses(model, series, target), torch.arange(6), 6)
 
