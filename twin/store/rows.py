@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     import duckdb
 
 
+Rows = pd.DataFrame | dict[str, np.ndarray | pd.Series]
+"""A frame, or its columns by name."""
+
+
 class Registered:
     """A frame as a table of the connection, while it is needed."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, frame: pd.DataFrame) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, frame: Rows) -> None:
         self._connection = connection
-        self._table = pa.Table.from_pandas(frame, preserve_index=False)
+        arrays = [pa.array(column, from_pandas=True) for _, column in frame.items()]
+        self._table = pa.Table.from_arrays(arrays, names=[str(name) for name in frame])
 
     def __enter__(self) -> str:
         self._connection.register("given_rows", self._table)
@@ -27,9 +32,9 @@ class Registered:
         self._connection.unregister("given_rows")
 
 
-def append(connection: duckdb.DuckDBPyConnection, table: str, rows: pd.DataFrame) -> None:
+def append(connection: duckdb.DuckDBPyConnection, table: str, rows: Rows) -> None:
     """Adds rows, whose columns are in the order of the table's."""
-    if len(rows):
+    if len(next(iter(rows.values())) if isinstance(rows, dict) else rows):
         with Registered(connection, rows) as name:
             connection.execute(f"INSERT INTO store.{table} SELECT * FROM {name}")
 

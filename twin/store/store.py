@@ -24,11 +24,12 @@ import pandas as pd
 
 from twin.ingested import Ingested
 from twin.site import Site
-from twin.store import erasure, quarantine, reading, rewriting, schema, writing
+from twin.store import erasure, making, quarantine, reading, rewriting, schema, writing
 from twin.store.anchor import Anchor
 from twin.store.engine import attach, connect, guarded
 from twin.store.errors import StoreError
 from twin.store.gate import Gate, ProcessLock
+from twin.store.making import beside
 from twin.store.names import Names
 from twin.store.reading import Purpose
 from twin.store.rows import append
@@ -51,16 +52,16 @@ class Store:
         self._path, self._key, self._process = path, key, os.getpid()
         self._gate, self._writing, self._closed = Gate(), threading.RLock(), False
         with ExitStack() as stack:
-            lock = ProcessLock(_beside(path, "lock"))
+            lock = ProcessLock(beside(path, "lock"))
             stack.callback(lock.release)
-            shutil.rmtree(_beside(path, "tmp"), ignore_errors=True)
-            rewriting.remove(_beside(path, "new"))
-            self._connection = connect(_beside(path, "tmp"), memory=memory)
+            shutil.rmtree(beside(path, "tmp"), ignore_errors=True)
+            rewriting.remove(beside(path, "new"))
+            self._connection = connect(beside(path, "tmp"), memory=memory)
             stack.callback(self._connection.close)
             with guarded("opening"):
                 attach(self._connection, path, key, "store")
                 schema.check(self._connection)
-            self._anchor = Anchor(_beside(path, "commits"))
+            self._anchor = Anchor(beside(path, "commits"))
             stack.callback(self._anchor.close)
             self._count(accept_loss=accept_loss)
             with guarded("reading names"):
@@ -81,26 +82,7 @@ class Store:
         Raises:
             StoreError: there is a file already, or DuckDB is not installed.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = ProcessLock(_beside(path, "lock"))
-        try:
-            if path.exists():
-                raise StoreError(f"Expected no file at {path}; there is one, and it is not overwritten.")
-            fresh = _beside(path, "new")
-            rewriting.remove(fresh)
-            connection = connect(_beside(path, "tmp"), memory=memory)
-            try:
-                with guarded("making a store"):
-                    attach(connection, fresh, key, "store")
-                    schema.create(connection)
-                    connection.execute("CHECKPOINT store")
-                    connection.execute("DETACH store")
-            finally:
-                connection.close()
-            rewriting.seal(fresh)
-            rewriting.move(fresh, path)
-        finally:
-            lock.release()
+        making.make(path, key, memory=memory)
         return cls(path, key, memory=memory, accept_loss=True)
 
     @classmethod
@@ -128,28 +110,7 @@ class Store:
         Raises:
             StoreError: as `create` and `open`.
         """
-        lock = ProcessLock(_beside(path, "lock"))
-        try:
-            if path.exists():
-                raise StoreError(
-                    f"Expected no file at {path}; there is one. Move it away (only it: {path.name}.erased"
-                    " must stay) and restore again."
-                )
-            fresh = _beside(path, "new")
-            rewriting.remove(fresh)
-            shutil.copyfile(backup, fresh)
-            connection = connect(_beside(path, "tmp"), memory=memory)
-            try:
-                with guarded("reading the backup"):
-                    attach(connection, fresh, key, "store")
-                    schema.check(connection)
-                    connection.execute("DETACH store")
-            finally:
-                connection.close()
-            rewriting.seal(fresh)
-            rewriting.move(fresh, path)
-        finally:
-            lock.release()
+        making.put_back(backup, path, key, memory=memory)
         return cls(path, key, memory=memory, accept_loss=True)
 
     def __enter__(self) -> Self:
@@ -168,7 +129,7 @@ class Store:
             self._closed = True
             with guarded("closing"):
                 self._connection.execute("DETACH DATABASE IF EXISTS store")
-            shutil.rmtree(_beside(self._path, "tmp"), ignore_errors=True)
+            shutil.rmtree(beside(self._path, "tmp"), ignore_errors=True)
 
     # Feeds
 
@@ -357,7 +318,7 @@ class Store:
         if path.exists():
             raise StoreError(f"Expected no file at {path}; there is one, and it is not overwritten.")
         with self._writing, self._gate.shared():
-            fresh = _beside(path, "new")
+            fresh = beside(path, "new")
             with guarded("writing a backup"):
                 rewriting.copy(self._connection, fresh, self._key)
             rewriting.move(fresh, path)
@@ -376,7 +337,7 @@ class Store:
 
     @property
     def _erased_file(self) -> Path:
-        return _beside(self._path, "erased")
+        return beside(self._path, "erased")
 
     @contextmanager
     def _snapshot(self, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -462,7 +423,7 @@ class Store:
         self._loose_counts = 0
 
     def _rewrite(self, key: bytes) -> None:
-        fresh = _beside(self._path, "new")
+        fresh = beside(self._path, "new")
         with self._gate.alone(), guarded("writing the file anew"):
             rewriting.copy(self._connection, fresh, key)
             self._connection.execute("CHECKPOINT store")
@@ -481,7 +442,3 @@ class Store:
             self._key = key
             self._names = Names(self._connection)
             self._erased = erasure.read(self._erased_file)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}.{suffix}")

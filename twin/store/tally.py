@@ -23,7 +23,7 @@ class Tally:
     """The counts that a batch brought, with what the store found out about its rows."""
 
     def __init__(self, counts: pd.DataFrame) -> None:
-        self._frames = [counts[list(COUNTS)]] if len(counts) else []
+        self._frames = [counts] if len(counts) else []
 
     def add(self, rows: pd.DataFrame, fate: Fate, sign: int = 1) -> None:
         """Counts `sign` for each of the rows (columns patient_id, signal)."""
@@ -40,4 +40,4 @@ class Tally:
         """All of them: columns `COUNTS`."""
         if not self._frames:
             return pd.DataFrame({name: [] for name in COUNTS})
-        return pd.concat(self._frames, ignore_index=True)
+        return self._frames[0] if len(self._frames) == 1 else pd.concat(self._frames, ignore_index=True)

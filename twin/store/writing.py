@@ -69,13 +69,10 @@ def check(ingested: Ingested) -> None:
         frame = getattr(ingested, name)
         if len(frame) and not isinstance(frame["time"].dtype, pd.DatetimeTZDtype):
             raise StoreError(f"Expected times with a zone (UTC) in {name}; got {frame['time'].dtype}.")
-        if frame[["patient_id", "signal", "time"]].isna().to_numpy().any():
+        if any(frame[column].hasnans for column in ("patient_id", "signal", "time")):
             raise StoreError(f"Expected a patient, a signal and a time in each row of {name}.")
-    value_N = ingested.observations["value"].to_numpy(dtype="float64")
-    if not np.isfinite(value_N).all():
+    if not np.isfinite(ingested.observations["value"].to_numpy(dtype="float64")).all():
         raise StoreError("Expected finite numbers as values of observations; some are not.")
-    if (ingested.observations["patient_id"] == "").any():
-        raise StoreError("Expected a patient in each row of observations; some have none.")
 
 
 def without(ingested: Ingested, erased: set[str]) -> Ingested:
@@ -130,7 +127,8 @@ class Writer:
         batch, again = self._last_of_each(batch, tally)
         new, duplicates, corrected = self._against_stored(batch, tally)
         self._names_of(ingested)
-        append(self._connection, "observations", new[["stream", "time", "value", "source", "quality"]])
+        columns = ("stream", "time", "value", "source", "quality")
+        append(self._connection, "observations", {name: new[name] for name in columns})
         self._facts(ingested.facts)
         if requeued is not None:
             quarantine.leave(self._connection, requeued, tally)
@@ -248,32 +246,26 @@ class Writer:
             self._names.patients_of(frame["patient_id"])
 
     def _counts(self, counts: pd.DataFrame, feed: str) -> None:
-        if counts.empty:
-            return
-        patient_N = self._names.patients_of(counts["patient_id"])
-        rows = counts[["signal", "fate", "reason", "rows"]].copy()
-        rows.insert(0, "patient", patient_N)
-        rows.insert(0, "feed", feed)
-        append(self._connection, "counts", rows)
+        if len(counts):
+            rows: dict[str, np.ndarray | pd.Series] = {
+                "feed": np.full(len(counts), feed, dtype=object),
+                "patient": self._names.patients_of(counts["patient_id"]),
+            }
+            append(
+                self._connection,
+                "counts",
+                rows | {name: counts[name] for name in ("signal", "fate", "reason", "rows")},
+            )
 
     def _flush_names(self) -> None:
         names = self._names
-        if names.patients.added:
-            rows = pd.DataFrame({"n": names.patients.added.values(), "id": names.patients.added.keys()})
-            append(self._connection, "patients", rows)
-        if names.streams.added:
-            keys = list(names.streams.added)
-            append(
-                self._connection,
-                "streams",
-                pd.DataFrame(
-                    {
-                        "n": list(names.streams.added.values()),
-                        "patient": [key[0] for key in keys],
-                        "signal": [key[1] for key in keys],
-                    }
-                ),
-            )
-        if names.words.added:
-            rows = pd.DataFrame({"n": names.words.added.values(), "text": names.words.added.keys()})
-            append(self._connection, "words", rows)
+        for table, numbers in (("patients", names.patients), ("words", names.words)):
+            number, name = np.array([*numbers.added.values()]), np.array([*numbers.added], dtype=object)
+            append(self._connection, table, {"number": number, "name": name})
+        streams = names.streams.added
+        columns: dict[str, np.ndarray | pd.Series] = {
+            "stream": np.array([*streams.values()]),
+            "patient": np.array([patient for patient, _ in streams]),
+            "signal": np.array([signal for _, signal in streams], dtype=object),
+        }
+        append(self._connection, "streams", columns)
