@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # listing plug-ins needs no torch
 
 TASKS: Final = "twinward.tasks"
 MODELS: Final = "twinward.models"
-OUR_TASKS: Final = ("glucose", "heart")
+OUR_TASKS: Final = ("glucose", "heart", "hypoxemia")
 OUR_MODELS: Final = ("linear", "mlp", "tcn")
 
 _COMPILED: Final = (".so", ".pyd", ".dll", ".dylib")

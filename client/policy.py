@@ -42,7 +42,7 @@ DEFAULT_POLICY: Final = """\
 
 [admit]
 coordinators = ["*"]        # ids of signing keys; "*" is every key in coordinator_keys.json
-tasks = ["glucose", "heart"]
+tasks = ["glucose", "heart", "hypoxemia"]
 models = ["linear", "mlp", "tcn"]
 strategies = ["fedavg", "fedprox", "fedadam"]
 aggregations = ["plain"]    # plain: the coordinator sees this site's own update, with its noise

@@ -44,10 +44,17 @@ class Task:
     unit: str = field(
         default="mg/dL", metadata={"choices": ("mg/dL", "mmol/L"), "doc": "unit in which figures are shown"}
     )
-    stride_min: int = _in(15, 5, 240, doc="minutes between two predictions that are trained on or judged")
+    stride_min: int = _in(15, 1, 240, doc="minutes between two predictions that are trained on or judged")
     low_mg_dl: float = _in(70.0, 54.0, 100.0, doc="hypoglycaemia: glucose below this")
     alarm_mg_dl: float = _in(
         80.0, 54.0, 140.0, doc="a hypoglycaemia alarm rings when the forecast goes below this"
+    )
+    horizon_min: int = _in(
+        5, 1, 240, doc="minutes whose mean SpO2 is forecast; 60 for hourly records", only=("hypoxemia",)
+    )
+    spo2_low_pct: float = _in(90.0, 70.0, 98.0, doc="hypoxemia: mean SpO2 below this", only=("hypoxemia",))
+    false_alarms_per_day: float = _in(
+        2.0, 0.01, 1000.0, doc="per patient, at which warnings of hypoxemia are judged", only=("hypoxemia",)
     )
 
 

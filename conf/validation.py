@@ -193,9 +193,11 @@ def _task(config: Config) -> list[Fault]:
     if config.data.name == "folder" and config.data.path is None:
         expected = "data=folder needs data.path=PATH, the folder above the sites"
         return [Fault(said="data.path=null", expected=expected, depends=("data", "data.path"))]
-    if config.task.name == "heart" and config.data.name == "virtual":
-        expected = "virtual people have no diagnosis of the heart; use data=folder data.path=PATH"
-        return [Fault(said="task=heart data=virtual", expected=expected, depends=("data", "task"))]
+    lacking = {"heart": "no diagnosis of the heart", "hypoxemia": "no oximeter"}.get(config.task.name)
+    if lacking and config.data.name == "virtual":
+        expected = f"virtual people have {lacking}; use data=folder data.path=PATH"
+        shown = f"task={config.task.name} data=virtual"
+        return [Fault(said=shown, expected=expected, depends=("data", "task"))]
     return []
 
 

@@ -117,6 +117,7 @@ def linear_outputs(
 
 def logistic_outputs(parts: Sequence[Examples], examples: Examples) -> Tensor | None:
     """Log odds of ridge logistic regression (scikit-learn, C=1) on the table; None with one class only."""
+    parts = [part.at(part.observed_NH[:, 0]) for part in parts]
     table = torch.cat([part.table_NF for part in parts])[:, :-1].double().numpy()
     label = torch.cat([part.target_NH[:, 0] for part in parts]).numpy() > 0.5
     if len(set(label.tolist())) < 2:

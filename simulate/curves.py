@@ -15,7 +15,7 @@ import torch
 
 from client.trainer import load_state
 from conf.schema import Config
-from simulate.baselines import fit_linear
+from simulate.baselines import fit_linear, logistic_outputs
 from simulate.central import train_centrally
 from simulate.fold import ByModel, linear_forecast, network_forecast
 from simulate.intervals import judge
@@ -98,6 +98,9 @@ def _at_count(
         if isinstance(task, PathTask) and ward.linear is not None and training:
             weights = fit_linear({name: ward.linear}, {name: ward.index(training)})
             found["linear_site"][name] = linear_forecast(task, ward, split, weights)
+        elif not isinstance(task, PathTask):
+            outputs = logistic_outputs([own], rows)
+            found["linear_site"][name] = None if outputs is None else task.forecast(outputs, rows)
     return found
 
 

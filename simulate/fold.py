@@ -29,9 +29,13 @@ from trust.digest import Arrays
 from twin import models
 from twin.models.network import Network
 from twin.personal.bayes import PathTask, adapt_patients, adapt_site
-from twin.personal.logistic import adapt_site_classifier
+from twin.personal.logistic import (
+    adapt_patient_classifiers,
+    adapt_site_classifier,
+    offset_precision,
+)
 from twin.splits import Split
-from twin.tasks.protocol import Examples, Forecast, Task, merge
+from twin.tasks.protocol import Examples, Forecast, LastValueTask, Task, merge
 
 ByModel = dict[str, dict[str, Forecast | None]]
 
@@ -111,8 +115,7 @@ def adapted(
         return {}
     training, rows = _training(ward, split), ward.examples.at(ward.judged(split))
     if not isinstance(task, PathTask):
-        classifier = adapt_site_classifier(network, training)
-        return {"site": task.forecast(classifier.outputs(network, rows), rows), "personal": None}
+        return _adapted_classifiers(network, task, ward, split, rows)
     site = adapt_site(network, task, training)
     test_N = ward.of(split.test_patients(ward.name, ward.examples.patients)) if split.kind != "all" else None
     own = ward.examples if test_N is None else ward.examples.at(test_N)
@@ -122,6 +125,20 @@ def adapted(
         "site": task.forecast(site.outputs(network, task, rows), rows),
         "personal": task.forecast(personal.outputs(network, task, rows), rows),
     }
+
+
+def _adapted_classifiers(
+    network: Network, task: Task, ward: Ward, split: Split, rows: Examples
+) -> dict[str, Forecast | None]:
+    training_N = ward.of(split.training_patients(ward.name, ward.examples.patients))
+    training = ward.examples.at(training_N)
+    site = adapt_site_classifier(network, training)
+    found: dict[str, Forecast | None] = {"site": task.forecast(site.outputs(network, rows), rows)}
+    if task.horizons_min == (0,):  # without time there is no earlier half
+        return found | {"personal": None}
+    precision = offset_precision(network, site, training, ward.early_N[training_N], ward.late_N[training_N])
+    personal = adapt_patient_classifiers(network, site, ward.examples, ward.early_N, precision)
+    return found | {"personal": task.forecast(personal.outputs(network, rows), rows)}
 
 
 def _training(ward: Ward, split: Split) -> Examples:
@@ -179,12 +196,14 @@ def _linear_patient(task: PathTask, ward: Ward, trained: Tensor, judged_N: Tenso
 
 
 def _logistic(task: Task, wards: Mapping[str, Ward], split: Split) -> ByModel:
-    """Logistic regressions; persistence and a patient's own regression have no meaning without time."""
+    """Logistic regressions, and the last value where there is one; one record alone has too few labels."""
     training = {name: _training(ward, split) for name, ward in wards.items()}
     found: ByModel = {name: dict.fromkeys(wards) for name in ("persistence", "linear_patient")}
     found |= {"linear_pooled": {}, "linear_site": {}}
     for name, ward in wards.items():
         rows = ward.examples.at(ward.judged(split))
+        if isinstance(task, LastValueTask):
+            found["persistence"][name] = task.forecast(task.persistence_outputs(rows), rows)
         for model, parts in (("linear_pooled", list(training.values())), ("linear_site", [training[name]])):
             outputs = logistic_outputs(parts, rows)
             found[model][name] = None if outputs is None else task.forecast(outputs, rows)

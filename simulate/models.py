@@ -25,17 +25,17 @@ MODELS: dict[str, ModelNote] = {
     "persistence": ModelNote(
         label="last value",
         family="baseline",
-        note="Says that glucose stays what it was.",
+        note="Says that things stay what they were.",
     ),
     "linear_pooled": ModelNote(
         label="linear, all data",
         family="baseline",
-        note="Linear regression on the raw data of all hospitals together, without privacy.",
+        note="Linear regression (of labels: logistic) on the raw data of all hospitals, without privacy.",
     ),
     "linear_site": ModelNote(
         label="linear, own hospital",
         family="baseline",
-        note="Linear regression on the raw data of the hospital itself, without privacy.",
+        note="Linear regression (of labels: logistic) on the hospital's own raw data, without privacy.",
     ),
     "linear_patient": ModelNote(
         label="linear, own patient",
@@ -92,6 +92,7 @@ COMPARISONS: tuple[tuple[str, str], ...] = (
 HEADLINE_METRICS: tuple[tuple[str, ...], ...] = (
     ("rmse_30_mg_dl", "rmse_60_mg_dl"),
     ("auroc", "accuracy"),
+    ("auroc", "auprc", "auroc_onset", "auprc_onset"),
 )
 
 

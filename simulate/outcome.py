@@ -39,6 +39,7 @@ from simulate.wards import Ward
 from trust.digest import Arrays, arrays_to_bytes
 from twin import models
 from twin.connectors import open_sites
+from twin.personal.bayes import PathTask
 from twin.splits import Split
 from twin.tasks.protocol import Task
 
@@ -180,7 +181,7 @@ def _report(outcome: Outcome, summary: dict[str, object]) -> ReportData:
     horizon_min = 30 if 30 in task.horizons_min else task.horizons_min[-1]
     best = next(m for m in ("personal", "site", "global") if _known(outcome.forecasts.get(m, {})))
     shown = dict.fromkeys(("global", best))
-    timed = task.horizons_min != (0,)
+    is_path = isinstance(task, PathTask)
     return ReportData(
         summary=summary,
         unit=config.task.unit,
@@ -189,13 +190,18 @@ def _report(outcome: Outcome, summary: dict[str, object]) -> ReportData:
         rounds=outcome.rounds,
         differences=differences_of(outcome.judged, chosen),
         examples=examples_of(outcome.forecasts[best], best, task.horizons_min, horizon_min, generator=draw)
-        if timed
+        if is_path
         else (),
         pairs=tuple(
             pair
             for model in shown
             for pair in pairs_of(
-                outcome.forecasts[model], model, task.horizons_min, horizon_min, generator=draw
+                outcome.forecasts[model],
+                model,
+                task.horizons_min,
+                horizon_min,
+                generator=draw,
+                is_label=not is_path,
             )
         ),
         curves=outcome.curves,

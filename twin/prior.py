@@ -1,12 +1,14 @@
 """The public start of a federation: whitening, basis of outputs and first weights, free of privacy cost.
 
-For glucose all of it comes from virtual people (`twin.connectors.virtual.public_population`); no
-hospital's data is looked at. For tasks without a public population it is the task's fixed scales.
+For glucose all of it comes from virtual people (`twin.connectors.virtual.public_population`), for
+hypoxemia from virtual people short of oxygen (`twin.prior_risk`); no hospital's data is looked at. For
+tasks without a public population it is the task's fixed scales.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,9 @@ from conf import schema
 from conf.schema import Config
 from twin import models, tasks
 from twin.models.network import Network
+from twin.prior_risk import fit_risk, public_risks
 from twin.tasks.glucose import CHANGE_MG_DL, GlucoseTask
+from twin.tasks.hypoxemia import HypoxemiaTask
 from twin.tasks.protocol import Examples
 
 # Added to each eigenvalue of the public covariance: directions in which virtual sensors are smoother
@@ -31,19 +35,22 @@ def initial_state(config: Config) -> dict[str, np.ndarray]:
 
     The same for the same task and model, whatever else is configured.
     """
-    key = (config.task.name, config.task.stride_min, config.model.name, config.model.hidden)
-    return {name: value.copy() for name, value in _initial_state(*key).items()}
+    task = tuple(vars(tasks.learnt(config.task)).items())
+    found = _initial_state(task, config.model.name, config.model.hidden)
+    return {name: value.copy() for name, value in found.items()}
 
 
 @lru_cache(maxsize=8)
-def _initial_state(task: str, stride_min: int, model: str, hidden: int) -> dict[str, np.ndarray]:
+def _initial_state(task: tuple[tuple[str, Any], ...], model: str, hidden: int) -> dict[str, np.ndarray]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20040101)
-        built = tasks.build(schema.Task(name=task, stride_min=stride_min))
+        built = tasks.build(schema.Task(**dict(task)))
         network = models.build(schema.Model(name=model, hidden=hidden), built)
         if isinstance(built, GlucoseTask):
-            public = _public_examples(stride_min)
+            public = _public_examples(built.stride_min)
             _fit(network, public if network.reads_series else public.without_series())
+        elif isinstance(built, HypoxemiaTask):
+            fit_risk(network, public_risks(built))
         else:
             # The curvature of cross-entropy is at most 1/4: twice the input makes it at most that of
             # a squared error, for which steps and clipping are set.

@@ -70,7 +70,9 @@ def roc(pairs: Sequence[Pairs], title: str) -> Markup:
         last = np.append(np.diff(np.sort(-one.forecast_K)) != 0, True)
         found, false = np.cumsum(sick)[last], np.cumsum(~sick)[last]
         if len(found) and found[-1] and false[-1]:
-            curves.append((one.site, [(0.0, 0.0), *zip(false / false[-1], found / found[-1], strict=True)]))
+            # Steps finer than a third of a pixel are not drawn.
+            points = np.round(np.stack([false / false[-1], found / found[-1]], axis=1), 3).tolist()
+            curves.append((one.site, list(dict.fromkeys([(0.0, 0.0), *map(tuple, points)]))))
     return _unit_square(curves, title, "false alarms among the healthy →, found among the sick ↑")
 
 

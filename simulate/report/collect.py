@@ -40,6 +40,7 @@ def pairs_of(
     *,
     generator: np.random.Generator,
     most: int = 2000,
+    is_label: bool = False,
 ) -> tuple[Pairs, ...]:
     """Observed and forecast values of each site, at most `most` of them, drawn evenly at random.
 
@@ -50,6 +51,7 @@ def pairs_of(
         horizon_min: the one to take.
         generator: for the draw.
         most: points of one site.
+        is_label: of yes-or-no tasks; all points are taken then, since rare labels would be lost in a draw.
     """
     column = horizons_min.index(horizon_min)
     pairs: list[Pairs] = []
@@ -57,7 +59,7 @@ def pairs_of(
         if forecast is None:
             continue
         seen_K = np.flatnonzero(forecast.observed_NH[:, column] & np.isfinite(forecast.middle_NH[:, column]))
-        if len(seen_K) > most:
+        if len(seen_K) > most and not is_label:
             seen_K = np.sort(generator.choice(seen_K, size=most, replace=False))
         pairs.append(
             Pairs(
@@ -66,6 +68,7 @@ def pairs_of(
                 horizon_min=horizon_min,
                 observed_K=forecast.target_NH[seen_K, column],
                 forecast_K=forecast.middle_NH[seen_K, column],
+                is_label=is_label,
             )
         )
     return tuple(pairs)

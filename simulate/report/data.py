@@ -43,13 +43,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """What was observed beside what was said: glucose (mg/dL), or label and probability."""
+    """What was observed beside what was said: glucose (mg/dL), or label and probability (`is_label`)."""
 
     site: str
     model: str
     horizon_min: int
     observed_K: np.ndarray
     forecast_K: np.ndarray
+    is_label: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

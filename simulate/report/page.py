@@ -195,7 +195,7 @@ def _clouds(data: ReportData) -> dict[str, Any]:
     if not models:
         return {"kind": "none", "groups": []}
     by_model = [(model, [one for one in data.pairs if one.model == model]) for model in models]
-    if data.pairs[0].horizon_min == 0:
+    if data.pairs[0].is_label:
         curves = [(model, _curves_of_labels(pairs[:COLOURS], model)) for model, pairs in by_model]
         return {"kind": "binary", "groups": curves}
     grids = [(model, _grids(pairs, data.unit)) for model, pairs in by_model]

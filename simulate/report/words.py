@@ -50,6 +50,7 @@ def what_was_run(summary: Mapping[str, Any]) -> Markup:
     tasks = {
         "glucose": "forecast glucose over the next hour",
         "heart": "recognise heart disease",
+        "hypoxemia": "foresee hypoxemia",
     }
     return Markup(
         "{} with {} together trained one model to {}, in {} ({}, {} parameters). "

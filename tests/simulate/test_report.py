@@ -146,7 +146,7 @@ def binary_data() -> ReportData:
     }
     summary["metrics_by_site"] = {"x": summary["metrics"]}
     summary["privacy"] = {**summary["privacy"], "epsilon": None, "delta": None, "accountant": None}
-    pairs = pairs_of(models["global"], "global", (0,), 0, generator=generator)
+    pairs = pairs_of(models["global"], "global", (0,), 0, generator=generator, is_label=True)
     return ReportData(summary=summary, pairs=pairs)
 
 

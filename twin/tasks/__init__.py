@@ -15,12 +15,15 @@ def build(config: schema.Task) -> Task:
     """
     from twin.tasks.glucose import GlucoseTask
     from twin.tasks.heart import HeartTask
+    from twin.tasks.hypoxemia import HypoxemiaTask
 
     if config.name == "glucose":
         return GlucoseTask.build(config)
     if config.name == "heart":
         return HeartTask.build(config)
-    raise DataError(f"there is no task {config.name!r}; task=glucose or task=heart")
+    if config.name == "hypoxemia":
+        return HypoxemiaTask.build(config)
+    raise DataError(f"there is no task {config.name!r}; task=glucose, task=heart or task=hypoxemia")
 
 
 def learnt(config: schema.Task) -> schema.Task:
@@ -29,4 +32,10 @@ def learnt(config: schema.Task) -> schema.Task:
     In which unit figures are shown and when an alarm rings is each site's own affair.
     """
     default = schema.Task()
-    return replace(config, unit=default.unit, low_mg_dl=default.low_mg_dl, alarm_mg_dl=default.alarm_mg_dl)
+    return replace(
+        config,
+        unit=default.unit,
+        low_mg_dl=default.low_mg_dl,
+        alarm_mg_dl=default.alarm_mg_dl,
+        false_alarms_per_day=default.false_alarms_per_day,
+    )

@@ -189,6 +189,15 @@ class LiveTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class LastValueTask(Task, Protocol):
+    """A task that can say what somebody forecasts who looks at the last value alone."""
+
+    def persistence_outputs(self, examples: Examples) -> Tensor:
+        """Outputs from the last value alone, N × O."""
+        ...
+
+
 class Metric(Protocol):
     """One figure of merit, named with its unit (`rmse_30_mg_dl`)."""
 

@@ -30,6 +30,12 @@ _WORDS: dict[str, tuple[str, Better]] = {
     "brier": ("Brier score", "lower"),
     "calibration_error": ("Calibration error", "lower"),
     "accuracy": ("Accuracy", "higher"),
+    "auroc_onset": ("AUROC, onset", "higher"),
+    "auprc_onset": ("AUPRC, onset", "higher"),
+    "onset_sensitivity": ("Onsets warned of", "higher"),
+    "onset_false_alarms": ("False alarms", "lower"),
+    "onset_lead_time": ("Warning time", "higher"),
+    "onset_events": ("Onsets", "neither"),
 }
 _UNITS = {"mg_dl": "mg/dL", "pct": "%", "min": "min", "per_day": "per day"}
 _NAME = re.compile(r"(?P<word>.+?)(?:_(?P<minutes>30|60))?(?:_(?P<unit>mg_dl|pct|min|per_day))?")
