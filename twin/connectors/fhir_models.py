@@ -215,7 +215,7 @@ TYPES: Final = {
     "MedicationAdministration": MedicationAdministration,
     "MedicationStatement": MedicationStatement,
 }
-_resource = msgspec.json.Decoder(Resource)
+_resource: msgspec.json.Decoder[Resource] = msgspec.json.Decoder(Resource)
 _head = msgspec.json.Decoder(Head)
 _bundle = msgspec.json.Decoder(Bundle)
 _entry_of_bundle = msgspec.json.Decoder(Entry)

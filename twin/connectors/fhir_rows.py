@@ -46,23 +46,11 @@ TAKEN_BACK: Final = frozenset({"entered-in-error", "cancelled"})
 WAVEFORM_BELOW_MS: Final = 1000.0
 MOST_SAMPLES: Final = 1_000_000
 _ABSENT: Final = frozenset(
-    [
-        "unknown",
-        "asked-unknown",
-        "temp-unknown",
-        "not-asked",
-        "asked-declined",
-        "masked",
-        "not-applicable",
-        "unsupported",
-        "as-text",
-        "error",
-        "not-a-number",
-        "negative-infinity",
-        "positive-infinity",
-        "not-performed",
-        "not-permitted",
-    ]
+    (
+        *("unknown", "asked-unknown", "temp-unknown", "not-asked", "asked-declined", "masked", "as-text"),
+        *("not-applicable", "unsupported", "error", "not-a-number", "negative-infinity"),
+        *("positive-infinity", "not-performed", "not-permitted"),
+    )
 )
 
 
@@ -99,9 +87,9 @@ class Reader:
                 rows.rejected[str(refused)] += 1
         names = [(url, resource) for url, resource in resources if isinstance(resource, Patient | Medication)]
         rest = [resource for _, resource in resources if not isinstance(resource, Patient | Medication)]
-        for url, resource in names:
+        for url, named in names:
             _, known_as = target_of(Reference(reference=url))
-            self.take(resource, rows, known_as=known_as)
+            self.take(named, rows, known_as=known_as)
         for resource in rest:
             self.take(resource, rows)
 
