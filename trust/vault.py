@@ -134,7 +134,8 @@ class KeyFile:
         key = _opened(self._key(), wrapped, bound)
         if key is None:
             raise TrustError(
-                f"The key file {self.path} does not open the vault: it is another one, or the vault was altered."
+                f"The key file {self.path} does not open the vault: it is another one, or the vault was"
+                " altered."
             )
         return key
 
@@ -168,7 +169,8 @@ class Kms:
         return "kms"
 
     def wrap(self, key: bytes, bound: bytes) -> dict[str, str | int]:
-        """See `Lock`; what is bound is bound by the fingerprint, the KMS knows nothing of it."""
+        """See `Lock`; nothing but the fingerprint is bound, and that when the vault is opened."""
+        del bound  # a KMS authenticates what it wraps, and takes no associated data from a pipe
         if not self.wrap_command:
             raise TrustError("Expected a command that wraps a key with the KMS (wrap_command); none is set.")
         wrapped = _answer(self.wrap_command, key)
@@ -180,6 +182,7 @@ class Kms:
 
     def unwrap(self, wrapped: Mapping[str, object], bound: bytes) -> bytes:
         """See `Lock`."""
+        del bound
         key = _answer(self.unwrap_command, _bytes(wrapped, "wrapped"))
         if len(key) != KEY_BYTES:
             raise TrustError(
@@ -269,7 +272,8 @@ def _envelopes(path: Path) -> list[dict[str, object]]:
         raise TrustError(f"Expected a vault at {path}; the file there is none, or was altered.")
     if content["format"] != _FORMAT:
         raise TrustError(
-            f"Expected a vault of the format {_FORMAT}; {path} has another. Install the Twinward that wrote it."
+            f"Expected a vault of the format {_FORMAT}; {path} has another. Install the Twinward that wrote"
+            " it."
         )
     return envelopes
 

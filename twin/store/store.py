@@ -11,32 +11,22 @@ survive a fork; start processes with spawn.
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import pandas as pd
 
 from twin.ingested import Ingested
 from twin.site import Site
-from twin.store import erasure, making, quarantine, reading, rewriting, schema, writing
-from twin.store.anchor import Anchor
-from twin.store.engine import attach, connect, guarded
+from twin.store import erasure, making, quarantine, reading, schema, writing
 from twin.store.errors import StoreError
-from twin.store.gate import Gate, ProcessLock
+from twin.store.file import StoreFile
 from twin.store.making import beside
-from twin.store.names import Names
 from twin.store.reading import Purpose
 from twin.store.rows import append
 from twin.store.writing import Committed
-
-if TYPE_CHECKING:
-    import duckdb
 
 MEMORY: Final = "1GB"
 _FOLD_ROWS: Final = 200_000
@@ -47,28 +37,14 @@ class Store:
 
     def __init__(self, path: Path, key: bytes, *, memory: str = MEMORY, accept_loss: bool = False) -> None:
         """Opens the store: see `open`."""
-        if not path.is_file():
-            raise StoreError(f"Expected a store at {path}; there is none. Make one: Store.create.")
-        self._path, self._key, self._process = path, key, os.getpid()
-        self._gate, self._writing, self._closed = Gate(), threading.RLock(), False
-        with ExitStack() as stack:
-            lock = ProcessLock(beside(path, "lock"))
-            stack.callback(lock.release)
-            shutil.rmtree(beside(path, "tmp"), ignore_errors=True)
-            rewriting.remove(beside(path, "new"))
-            self._connection = connect(beside(path, "tmp"), memory=memory)
-            stack.callback(self._connection.close)
-            with guarded("opening"):
-                attach(self._connection, path, key, "store")
-                schema.check(self._connection)
-            self._anchor = Anchor(beside(path, "commits"))
-            stack.callback(self._anchor.close)
-            self._count(accept_loss=accept_loss)
-            with guarded("reading names"):
-                self._names = Names(self._connection)
-            self._loose_counts = 0
+        self._erased_file = beside(path, "erased")
+        self._loose_counts = 0
+        self._file = StoreFile(path, key, memory=memory, accept_loss=accept_loss)
+        try:
             self._finish_erasures()
-            self._closing = stack.pop_all()
+        except BaseException:
+            self._file.close()
+            raise
 
     @classmethod
     def create(cls, path: Path, key: bytes, *, memory: str = MEMORY) -> Self:
@@ -122,14 +98,8 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Writes the log into the file and gives it up; again is fine."""
-        if self._process != os.getpid() or self._closed:
-            return
-        with self._gate.alone(), self._closing:
-            self._closed = True
-            with guarded("closing"):
-                self._connection.execute("DETACH DATABASE IF EXISTS store")
-            shutil.rmtree(beside(self._path, "tmp"), ignore_errors=True)
+        """Gives the file up, whole; again is fine."""
+        self._file.close()
 
     # Feeds
 
@@ -144,16 +114,15 @@ class Store:
             StoreError: the batch is not of its form, or the disk or database failed; nothing is stored.
         """
         writing.check(ingested)
-        with self._writing:
-            ingested = writing.without(ingested, self._erased_among(ingested))
+        with self._file.writing:
+            ingested, names = writing.without(ingested, self._erased_among(ingested)), self._file.names
             try:
-                with self._transaction("storing a batch") as connection:
-                    writer = writing.Writer(connection, self._names)
-                    committed, new = writer.write(ingested, requeued)
+                with self._file.transaction("storing a batch") as connection:
+                    committed, new = writing.Writer(connection, names).write(ingested, requeued)
             except BaseException:
-                self._names.forget()
+                names.forget()
                 raise
-            self._names.settle(new["stream"].to_numpy(), new["time"].to_numpy())
+            names.settle(new["stream"].to_numpy(), new["time"].to_numpy())
             self._loose_counts += len(ingested.counts)
             if self._loose_counts > _FOLD_ROWS:
                 self._fold_counts()
@@ -161,7 +130,7 @@ class Store:
 
     def position(self, feed: str) -> str:
         """Where the feed goes on; "" if nothing of it was committed."""
-        with self._snapshot("reading a position") as connection:
+        with self._file.snapshot("reading a position") as connection:
             row = connection.execute("SELECT position FROM store.positions WHERE feed = ?", [feed]).fetchone()
         return str(row[0]) if row else ""
 
@@ -174,7 +143,7 @@ class Store:
         """
         wanted, after = list(codes), -1
         while True:
-            with self._snapshot("reading the quarantine") as connection:
+            with self._file.snapshot("reading the quarantine") as connection:
                 frame = quarantine.following(connection, wanted, after=after, rows=rows)
             if frame.empty:
                 return
@@ -202,24 +171,24 @@ class Store:
             since: only observations from then on; with a zone.
             marked: also suspect observations (whose quality is not "").
         """
-        with self._snapshot("reading observations") as connection:
+        with self._file.snapshot("reading observations") as connection:
             return reading.site(
                 connection, name, purpose=purpose, patients=patients, since=since, marked=marked
             )
 
     def patients(self) -> pd.DataFrame:
         """Index patient_id (sorted), one column per fact, of everybody."""
-        with self._snapshot("reading patients") as connection:
+        with self._file.snapshot("reading patients") as connection:
             return reading.patients(connection)
 
     def counts(self) -> pd.DataFrame:
         """Columns `twin.ingested.COUNTS` and feed: what became of every row that feeds delivered."""
-        with self._snapshot("reading counts") as connection:
+        with self._file.snapshot("reading counts") as connection:
             return reading.counts(connection)
 
     def quarantine(self) -> pd.DataFrame:
         """Columns system, code, unit, reason, rows; the most frequent first."""
-        with self._snapshot("reading the quarantine") as connection:
+        with self._file.snapshot("reading the quarantine") as connection:
             return quarantine.waiting(connection)
 
     # Consent and erasure
@@ -236,19 +205,19 @@ class Store:
         if at.tzinfo is None:
             raise StoreError("Expected a time with a zone for a consent; got one without.")
         when = int(at.tz_convert("UTC").as_unit("us").value)
-        with self._transaction("recording a consent") as connection:
+        with self._file.transaction("recording a consent") as connection:
             patient = self._known(patient_id)
             connection.execute("DELETE FROM store.consents WHERE patient = ?", [patient])
             connection.execute("INSERT INTO store.consents VALUES (?, ?, ?)", [patient, research, when])
 
     def consents(self) -> pd.DataFrame:
         """Columns patient_id, research, since: what is on record."""
-        with self._snapshot("reading consents") as connection:
+        with self._file.snapshot("reading consents") as connection:
             return reading.consents(connection)
 
     def presume_consent(self, presumed: bool) -> None:
         """Whether patients without a word on record are in research: for sites whose law says so."""
-        with self._transaction("recording a rule of consent") as connection:
+        with self._file.transaction("recording a rule of consent") as connection:
             schema.put_setting(connection, "presume_consent", "yes" if presumed else "no")
 
     def erase(self, patient_id: str) -> dict[str, int]:
@@ -260,21 +229,24 @@ class Store:
         Raises:
             StoreError: the patient is not known.
         """
-        with self._writing:
+        with self._file.writing:
             self._known(patient_id)
             digest = erasure.digest_of(patient_id)
             erasure.remember(self._erased_file, [digest])
-            with self._transaction("erasing a patient") as connection:
+            with self._file.transaction("erasing a patient") as connection:
                 rows = erasure.apply(connection, [digest])
-            self._rewrite(self._key)
+            self._erased = self._erased | {digest}
+            self._file.rewrite()
             return rows
 
     def readmit(self, patient_id: str) -> None:
         """Takes rows of a patient again who was erased before; what was erased does not come back."""
-        digest = erasure.digest_of(patient_id)
-        with self._transaction("readmitting a patient") as connection:
-            connection.execute("DELETE FROM store.erased WHERE digest = ?", [digest])
-        erasure.replace(self._erased_file, erasure.read(self._erased_file) - {digest})
+        with self._file.writing:
+            digest = erasure.digest_of(patient_id)
+            with self._file.transaction("readmitting a patient") as connection:
+                connection.execute("DELETE FROM store.erased WHERE digest = ?", [digest])
+            self._erased = self._erased - {digest}
+            erasure.replace(self._erased_file, self._erased)
 
     # Models and cached results
 
@@ -284,14 +256,14 @@ class Store:
         Raises:
             StoreError: the patient is not known, as one who was erased is not.
         """
-        with self._transaction("keeping a model") as connection:
+        with self._file.transaction("keeping a model") as connection:
             patient = self._known(patient_id) if patient_id else schema.NOBODY
             connection.execute("DELETE FROM store.models WHERE patient = ? AND name = ?", [patient, name])
             connection.execute("INSERT INTO store.models VALUES (?, ?, ?)", [patient, name, data])
 
     def model(self, patient_id: str, name: str) -> bytes | None:
         """The bytes that `keep_model` kept; None if there are none."""
-        with self._snapshot("reading a model") as connection:
+        with self._file.snapshot("reading a model") as connection:
             row = connection.execute(
                 "SELECT data FROM store.models LEFT JOIN store.patients USING (patient)"
                 " WHERE coalesce(patient_id, '') = ? AND name = ?",
@@ -301,7 +273,7 @@ class Store:
 
     def models(self) -> pd.DataFrame:
         """Columns patient_id ("" for the site's), name, bytes."""
-        with self._snapshot("reading the list of models") as connection:
+        with self._file.snapshot("reading the list of models") as connection:
             return connection.execute(
                 "SELECT coalesce(patient_id, '') AS patient_id, name, octet_length(data) AS bytes"
                 " FROM store.models LEFT JOIN store.patients USING (patient) ORDER BY ALL"
@@ -315,65 +287,20 @@ class Store:
         Raises:
             StoreError: there is a file already.
         """
-        if path.exists():
-            raise StoreError(f"Expected no file at {path}; there is one, and it is not overwritten.")
-        with self._writing, self._gate.shared():
-            fresh = beside(path, "new")
-            with guarded("writing a backup"):
-                rewriting.copy(self._connection, fresh, self._key)
-            rewriting.move(fresh, path)
+        self._file.copy(path)
 
     def compact(self) -> None:
         """Writes the file anew, sorted, without free pages: reading gets faster after much came unsorted."""
-        with self._writing:
-            self._rewrite(self._key)
+        self._file.rewrite()
 
     def rotate(self, new_key: bytes) -> None:
         """Writes the file anew under another key; killed at any instant, it is under the one or the other."""
-        with self._writing:
-            self._rewrite(new_key)
+        self._file.rewrite(new_key)
 
     # Within
 
-    @property
-    def _erased_file(self) -> Path:
-        return beside(self._path, "erased")
-
-    @contextmanager
-    def _snapshot(self, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        self._still_here()
-        with self._gate.shared(), guarded(what):
-            cursor = self._connection.cursor()
-            try:
-                cursor.execute("BEGIN")
-                yield cursor
-            finally:
-                cursor.close()
-
-    @contextmanager
-    def _transaction(self, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        """What is executed within is durable at its end, and counted; or nothing of it is done."""
-        self._still_here()
-        with self._writing, self._gate.shared(), guarded(what):
-            self._connection.execute("BEGIN")
-            try:
-                yield self._connection
-                schema.put_setting(self._connection, "commits", str(self._commits + 1))
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-            self._commits += 1
-            self._anchor.write(self._commits)
-
-    def _still_here(self) -> None:
-        if self._process != os.getpid():
-            raise StoreError("Expected the process that opened the store; this is a fork of it. Use spawn.")
-        if self._closed:
-            raise StoreError("Expected an open store; this one is closed.")
-
     def _known(self, patient_id: str) -> int:
-        patient = self._names.patients.find(patient_id)
+        patient = self._file.names.patients.find(patient_id)
         if patient is None:
             raise StoreError("Expected the pseudonym of a patient in the store; nobody has this one.")
         return patient
@@ -385,35 +312,24 @@ class Store:
         names = {str(name) for frame in frames for name in frame["patient_id"].unique()}
         return {name for name in names if erasure.digest_of(name) in self._erased}
 
-    def _count(self, *, accept_loss: bool) -> None:
-        with guarded("opening"):
-            self._commits = int(schema.setting(self._connection, "commits"))
-        seen = self._anchor.read()
-        if self._commits < seen and not accept_loss:
-            raise StoreError(
-                f"Expected {seen} commits in {self._path}, as many as were acknowledged; it holds"
-                f" {self._commits}. Its log was cut or lost, or an older copy was put in its place. If that"
-                " was meant, restore it as docs/store.md says; its feeds then go on from what it holds."
-            )
-        self._anchor.reset(self._commits)
-
     def _finish_erasures(self) -> None:
-        with guarded("completing erasures"):
-            rows = self._connection.execute("SELECT digest FROM store.erased").fetchall()
-            due = schema.setting(self._connection, "rewrite") == "yes"
+        """Erases whom the list beside the file names and the file still holds; completes its rewriting."""
+        with self._file.snapshot("reading erasures") as connection:
+            rows = connection.execute("SELECT digest FROM store.erased").fetchall()
+            due = schema.setting(connection, "rewrite") == "yes"
         listed, known = erasure.read(self._erased_file), {str(row[0]) for row in rows}
         self._erased = known | listed
         if known - listed:
             erasure.remember(self._erased_file, known - listed)
         if listed - known:
-            with self._transaction("completing erasures") as connection:
+            with self._file.transaction("completing erasures") as connection:
                 erasure.apply(connection, listed - known)
             due = True
         if due:
-            self._rewrite(self._key)
+            self._file.rewrite()
 
     def _fold_counts(self) -> None:
-        with self._transaction("summing counts") as connection:
+        with self._file.transaction("summing counts") as connection:
             folded = connection.execute(
                 "SELECT feed, patient, signal, fate, reason, sum(rows)::BIGINT AS rows FROM store.counts"
                 " GROUP BY ALL"
@@ -421,24 +337,3 @@ class Store:
             connection.execute("DELETE FROM store.counts")
             append(connection, "counts", folded)
         self._loose_counts = 0
-
-    def _rewrite(self, key: bytes) -> None:
-        fresh = beside(self._path, "new")
-        with self._gate.alone(), guarded("writing the file anew"):
-            rewriting.copy(self._connection, fresh, key)
-            self._connection.execute("CHECKPOINT store")
-            self._connection.execute("DETACH store")
-            try:
-                if rewriting.log_of(self._path).exists():
-                    raise StoreError(
-                        f"Expected the log of {self._path} to be written into it; it is left. Is the disk"
-                        " full? The old file stays."
-                    )
-                rewriting.move(fresh, self._path)
-            except BaseException:
-                attach(self._connection, self._path, self._key, "store")
-                raise
-            attach(self._connection, self._path, key, "store")
-            self._key = key
-            self._names = Names(self._connection)
-            self._erased = erasure.read(self._erased_file)
