@@ -97,7 +97,7 @@ def device(state: State, stream_N: np.ndarray, now_us: int) -> dict[str, np.ndar
         "missing_percent": 100.0 * state["missing"][stream_N],
         "noise": np.where(enough_N, state["noise_now"][stream_N] / past_N, np.nan),
         "age_days": (now_us - state["session_us"][stream_N]) / (1440.0 * _MIN_US),
-        "pressed": (since_N <= _PRESSED_TOLD_MIN).astype(np.float64),
+        "pressed": ((since_N >= 0) & (since_N <= _PRESSED_TOLD_MIN)).astype(np.float64),
     }
 
 

@@ -30,7 +30,6 @@ class Recent:
         self._value = np.zeros(_LEAST_ROWS)
         self._rows = 0
         self._prune_at = _LEAST_ROWS
-        self._newest_us = 0
 
     def __len__(self) -> int:
         return self._rows
@@ -43,10 +42,8 @@ class Recent:
         here = slice(self._rows, end)
         self._stream[here], self._time_us[here], self._value[here] = stream_N, time_us_N, value_N
         self._rows = end
-        if len(time_us_N):
-            self._newest_us = max(self._newest_us, int(time_us_N.max()))
         if end >= self._prune_at:
-            self.prune(self._newest_us)
+            self.prune()
 
     def keep(self, keep_h: np.ndarray) -> None:
         """Keeps signals so long from now on."""
@@ -57,13 +54,19 @@ class Recent:
         size = len(self._signals)
         self._keep(self._stream[: self._rows] // size != row)
 
-    def prune(self, now_us: int) -> None:
-        """Drops what nobody asks for any more."""
+    def prune(self) -> None:
+        """Drops what nobody asks for any more: older than the patient's own newest row by what is kept.
+
+        The patient's own, so that one row with a time in the future costs nobody else a forecast.
+        """
         order = self._sorted()
         stream, time_us = self._stream[order], self._time_us[order]
         change = stream[1:] != stream[:-1]
         edge = np.append(True, change) | np.append(change, True) if len(stream) else np.zeros(0, bool)
-        young = time_us >= now_us - self._keep_us[stream % len(self._signals)]
+        row = stream // len(self._signals)
+        newest_us = np.zeros(int(row.max(initial=-1)) + 1, np.int64)
+        np.maximum.at(newest_us, row, time_us)
+        young = time_us >= newest_us[row] - self._keep_us[stream % len(self._signals)]
         kept = np.zeros(self._rows, bool)
         kept[order[edge | young]] = True
         self._keep(kept)

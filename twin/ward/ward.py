@@ -300,4 +300,4 @@ def _microseconds(now: pd.Timestamp) -> int:
     moment = pd.Timestamp(now)
     if moment.tzinfo is None:
         raise DataError("The ward's clock is UTC: `now` needs a zone, for instance pd.Timestamp.now('UTC').")
-    return int(moment.tz_convert("UTC").as_unit("us").value)
+    return int(moment.tz_convert("UTC").as_unit("us").asm8.astype(np.int64))
