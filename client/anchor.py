@@ -21,6 +21,8 @@ from client.journal import LedgerHead
 from client.ledger import Ledger
 from privacy.accounting import GaussianRelease
 from trust.audit import AuditLog
+from trust.errors import PlanError
+from trust.plan import from_json
 from trust.record import Record
 
 RECOVERED = "recovered offer "
@@ -95,6 +97,16 @@ def accept(ledger: Ledger, log: AuditLog, *, who: str, why: str) -> Acceptance:
         ended=ended,
     )
     return Acceptance(recharged=recharged, ended=ended)
+
+
+def offer_of(terms: str) -> str:
+    """Hash of the offer of a plan that stands in the ledger; empty if it is no plan."""
+    if terms.startswith(RECOVERED):
+        return terms.removeprefix(RECOVERED)
+    try:
+        return from_json(terms).offer_hash
+    except PlanError:
+        return ""
 
 
 def _anchor(record: Record) -> LedgerHead:

@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client import egress, questions
+from client import anchor, egress, questions
 from client.asked import read_asked
 from client.errors import ClientError
 from client.site import OpenSite, open_site
@@ -45,7 +45,13 @@ def accept(message: Message, context: Context) -> Message:
     site, plan = open_site(context, asked), asked.plan
     check_terms(site, plan)
     check_share(site, plan)
-    site.ledger.open_plan(plan.hash, _release(plan), plan.to_json())
+    site.ledger.open_plan(
+        plan.hash,
+        _release(plan),
+        plan.to_json(),
+        # The door has looked for one; another process of this site may have booked it since.
+        rival=lambda terms: anchor.offer_of(terms) == plan.offer_hash,
+    )
     return Message(answer(Answer(site=site.name, plan=plan.hash)), reply_to=message)
 
 

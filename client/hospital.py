@@ -19,8 +19,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from client import anchor, plugins
+from client import anchor, declared, plugins
 from client.asked import Asked
 from client.data import device_of, windows
 from client.errors import ClientError
@@ -35,14 +36,15 @@ from conf import schema
 from link.wire import ACCEPT, DECLARE, TRAIN
 from privacy.accounting import lifetime_epsilon
 from trust.digest import sha256
-from trust.errors import PlanError, TrustError
-from trust.plan import Plan, from_json
+from trust.errors import TrustError
+from trust.plan import Plan
 from trust.question import Question
 from trust.signing import verify_plan
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
 _OPEN = threading.local()
+_DAY_S = 86_400.0
 
 
 def hospital(directory: str) -> Hospital:
@@ -119,7 +121,7 @@ class Hospital:
         if offer.state in ("waiting", "refused"):  # the policy alone lets it run
             self._records.write("approved", who=POLICY, plan=offer.hash)
             self.inbox.approve(offer.hash, who=POLICY, now_s=self._clock())
-        return site
+        return replace(site, kept=declared.keep(self.home.declared, asked.plan.task.name, site.patients))
 
     def signer(self, text: str, signature: str) -> str:
         """The id of the coordinator's key that signed a plan.
@@ -234,6 +236,7 @@ class Hospital:
             secret=self._secret,
             ledger=self._ledger,
             agreed=plan.patients_of(self.name) if taken and self.name in plan.sites else None,
+            kept=declared.kept(self.home.declared, plan.task.name),
         )
 
     def released(self, asked: Asked, patients: int, update_sha256: str) -> None:
@@ -329,7 +332,7 @@ class Hospital:
     def _taken(self, plan: Plan) -> str:
         """Hash of the plan in the ledger that was made of the same offer; empty if there is none."""
         offer = plan.offer_hash
-        found = [entry.plan_hash for entry in self._ledger.plans() if _offer_hash(entry.terms) == offer]
+        found = [entry.plan_hash for entry in self._ledger.plans() if anchor.offer_of(entry.terms) == offer]
         return found[0] if found else ""
 
     def _check(self, offer: Offer, verdict: Verdict) -> None:
@@ -346,23 +349,27 @@ class Hospital:
                     offer.hash, code=verdict.code, who=POLICY, why=verdict.text, now_s=self._clock()
                 )
             raise ClientError(verdict.code, verdict.text)
-        if verdict.decision == "wait" and offer.state in ("waiting", "refused"):
+        if offer.state not in ("waiting", "refused"):
+            return
+        if verdict.decision == "admit":
+            verdict = self._within_a_day()
+        if verdict.decision == "wait":
             self.inbox.reconsider(offer.hash, now_s=self._clock())  # if a policy refused it that has changed
             raise ClientError(verdict.code, verdict.text)
+
+    def _within_a_day(self) -> Verdict:
+        """Whether the policy may let one more offer run without a person today."""
+        now_s, most = self._clock(), self._policy.automatic_per_day
+        if self.inbox.automatic(since_s=now_s - _DAY_S) < most:
+            return Verdict(decision="admit")
+        text = (
+            f"{most} offers ran without a person in a day ([automatic] per_day); a person decides this one."
+        )
+        return Verdict(decision="wait", code="awaiting_approval", text=text)
 
 
 def _open_ledger(home: SiteHome, policy: Policy) -> Ledger:
     return Ledger(home.ledger, ceiling_epsilon=policy.ceiling, delta=policy.delta)
-
-
-def _offer_hash(terms: str) -> str:
-    """Hash of the offer of a plan that stands in the ledger; empty if it is no plan."""
-    if terms.startswith(anchor.RECOVERED):
-        return terms.removeprefix(anchor.RECOVERED)
-    try:
-        return from_json(terms).offer_hash
-    except PlanError:
-        return ""
 
 
 def _config(plan: Plan, policy: Policy) -> schema.Config:

@@ -75,7 +75,7 @@ class Inbox:
         """Opens the inbox, or begins one that only this user may read.
 
         Raises:
-            ClientError: inbox_unreadable.
+            ClientError: inbox_unreadable; unavailable, if the disk is full or fails.
         """
         path = Path(path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,6 +83,8 @@ class Inbox:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
             self._connection = _opened(path)
+        except sqlite3.OperationalError as error:
+            raise ClientError("unavailable", f"{path.name} cannot be opened now ({error}).") from error
         except sqlite3.DatabaseError as error:
             raise ClientError("inbox_unreadable", f"{path.name} is not an inbox ({error}).") from error
 
@@ -117,6 +119,15 @@ class Inbox:
                 (plan.offer_hash, plan.to_json(), signature, key, now_s, now_s),
             )
         return self.get(plan.offer_hash)
+
+    def automatic(self, *, since_s: float) -> int:
+        """How many offers made since then the policy let run without a person."""
+        query = (
+            "SELECT COUNT(*) FROM offers WHERE who = ? AND state IN ('approved', 'running', 'done')"
+            " AND offered_s > ?"
+        )
+        count: int = self._connection.execute(query, (POLICY, since_s)).fetchone()[0]
+        return count
 
     def get(self, offer: str) -> Offer:
         """One offer by its hash, or by the beginning of it.

@@ -30,6 +30,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ class Ledger:
             delta: at which epsilon is stated, in (0, 1).
 
         Raises:
-            ClientError: ledger_unreadable, if the file is something else or of another version.
+            ClientError: ledger_unreadable, if the file is something else or of another version;
+                unavailable, if the disk is full or fails: it may do next time.
         """
         if not 0 < delta < 1 or (ceiling_epsilon is not None and not ceiling_epsilon >= 0):
             raise ClientError(
@@ -112,6 +114,8 @@ class Ledger:
         _create(path)
         try:
             self._connection = _opened(path)
+        except sqlite3.OperationalError as error:
+            raise ClientError("unavailable", f"{path.name} cannot be opened now ({error}).") from error
         except sqlite3.DatabaseError as error:
             raise ClientError(
                 "ledger_unreadable", f"{path.name} is not a privacy ledger ({error})."
@@ -132,15 +136,24 @@ class Ledger:
         self._connection.close()
         _OPEN.discard(self)
 
-    def open_plan(self, plan_hash: str, release: GaussianRelease, terms: str = "") -> None:
+    def open_plan(
+        self,
+        plan_hash: str,
+        release: GaussianRelease,
+        terms: str = "",
+        *,
+        rival: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """Charges the whole schedule of a plan; once, however often it is called.
 
         Args:
             release: all its steps, rounds × local steps; noise 0 for a plan without privacy.
             terms: free text that goes into the ledger beside it (canonical JSON of the plan).
+            rival: whether another plan's terms exclude this one. Asked under the write lock, so that of
+                two rivals that two processes open at once one is charged.
 
         Raises:
-            ClientError: plan_differs, if the hash was opened with another schedule;
+            ClientError: plan_differs, if the hash was opened with another schedule, or a rival was;
                 budget_exhausted, if all plans together would pass the ceiling.
         """
         with transaction(self._sql()) as sql:
@@ -153,6 +166,8 @@ class Ledger:
                         "plan_differs", f"Plan {plan_hash[:12]} was opened with another schedule."
                     )
                 return
+            if any(rival(other) for (other,) in sql.execute("SELECT terms FROM plans").fetchall()):
+                raise ClientError("plan_differs", "Another plan was made of the same offer, and is charged.")
             self._refuse_overrun(sql, release)
             sql.execute(
                 "INSERT INTO plans VALUES (?, ?, ?, ?, ?)",
