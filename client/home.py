@@ -13,6 +13,7 @@ audit.key              with which heads of that log are signed
 inbox.sqlite           plans that were offered, and what people said to them
 models/                global, site and personal models
 transfers/             partial transfers of the link
+declared.json          how many patients the site says that it has, by task
 status.json            how the running process stands
 lock                   held by the process that runs the site
 """
@@ -85,6 +86,7 @@ class SiteHome:
         self.inbox = self.directory / "inbox.sqlite"
         self.models = self.directory / "models"
         self.transfers = self.directory / "transfers"
+        self.declared = self.directory / "declared.json"
         self.status_path = self.directory / "status.json"
         self.lock_path = self.directory / "lock"
 

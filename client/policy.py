@@ -58,6 +58,7 @@ minimum_patients = 5        # fewer patients that can train: refused
 enabled = false
 tasks = []
 epsilon_per_plan = 0.0
+per_day = 10                # offers in 24 hours, plans and questions together; a further one waits
 
 [questions]                 # how many patients are so and so: noisy counts; docs/questions.md
 admit = true                # false refuses every question
@@ -87,6 +88,7 @@ class Policy:
     automatic: bool = False
     automatic_tasks: tuple[str, ...] = ()
     automatic_epsilon_per_plan: float = 0.0
+    automatic_per_day: int = 10
     questions: bool = False
     epsilon_per_question: float = 1.0
     smallest_count: int = 10
@@ -217,6 +219,7 @@ _SECTIONS: Final[dict[str, dict[str, str]]] = {
         "enabled": "automatic",
         "tasks": "automatic_tasks",
         "epsilon_per_plan": "automatic_epsilon_per_plan",
+        "per_day": "automatic_per_day",
     },
     _QUESTIONS: {
         "admit": "questions",
@@ -360,6 +363,7 @@ def _check_ranges(policy: Policy) -> None:
         ),
         (1 <= policy.smallest_count <= 1_000_000, "questions.smallest_count"),
         (policy.automatic_epsilon_per_plan >= 0, "automatic.epsilon_per_plan"),  # also refuses NaN
+        (policy.automatic_per_day >= 0, "automatic.per_day"),
     ]
     wrong = [where for holds, where in checks if not holds]
     if wrong:

@@ -53,6 +53,7 @@ class OpenSite:
         secret: from which noise and draws follow; never leaves.
         ledger: of the site's whole life.
         agreed: what it declared when it took the plan; None if it has taken none.
+        kept: what it declares for this task to whoever asks; None if it never did (client/declared.py).
         data_sha256: of the windows that train. Noise follows from it too: were a ledger lost and the
             data changed since, the same noise on both releases would cancel and bare the difference.
     """
@@ -65,6 +66,7 @@ class OpenSite:
     secret: bytes
     ledger: Ledger
     agreed: int | None = None
+    kept: int | None = None
     data_sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +80,9 @@ class OpenSite:
     @property
     def declared(self) -> int:
         """How many patients the site says it has: rounded, public, part of the plan."""
-        return round_patients(self.patients) if self.agreed is None else self.agreed
+        if self.agreed is not None:
+            return self.agreed
+        return round_patients(self.patients) if self.kept is None else self.kept
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -203,7 +203,41 @@ def test_patients_who_arrive_during_a_plan_do_not_end_it(automatic: Coordinator)
     more = table.assign(patient_id=[f"new-{place}" for place in range(len(table))])
     pd.concat([table, more]).to_csv(path, index=False)
     assert automatic.train(1)[0].error == ""
-    assert automatic.declare(replace(automatic.offer, purpose="e" * 64)).patients == 25
+    # Nor does the declared number tell of them, until the site's people say so.
+    assert automatic.declare(replace(automatic.offer, purpose="e" * 64)).patients == 10
+    automatic.home.declared.unlink()
+    assert automatic.declare(replace(automatic.offer, purpose="d" * 64)).patients == 25
+
+
+def test_every_offer_is_answered_with_the_same_number_whatever_it_says(automatic: Coordinator) -> None:
+    assert automatic.declare().patients == 10
+    path = Path(str(automatic.home.settings().data_path)) / "patients.csv"
+    table = pd.read_csv(path)
+    table[table["patient_id"] < "alpha-06"].to_csv(path, index=False)
+    for number in range(3):
+        close_hospitals()
+        assert automatic.declare(replace(automatic.offer, purpose=f"{number}")).patients == 10
+    said = automatic.accept(automatic.offer.with_participants({"alpha": 5, "beta": 10}))
+    assert said.error == "terms_refused"
+    assert automatic.accept().error == ""
+    assert automatic.home.declared.stat().st_mode & 0o777 == 0o600
+    automatic.home.declared.write_text('{"heart": 7}')
+    assert automatic.declare(replace(automatic.offer, purpose="x")).error == "home_unreadable"
+
+
+def test_after_so_many_offers_in_a_day_a_person_decides(tmp_path: Path) -> None:
+    policy = replace(AUTOMATIC, automatic_per_day=2, epsilon_over_life=1000.0)
+    with founded(tmp_path, policy) as coordinator:
+        clock = [1_000_000.0]
+        with rehearsing(Hospital(coordinator.home, records=Noted(), clock=lambda: clock[0])):
+            offers = [replace(coordinator.offer, purpose=str(number)) for number in range(4)]
+            said = [coordinator.declare(offer).error for offer in offers]
+            assert said == ["", "", "awaiting_approval", "awaiting_approval"]
+            assert coordinator.declare(offers[0]).error == ""  # what runs goes on
+            _approve(coordinator, offers[2])
+            assert coordinator.declare(offers[2]).error == ""
+            clock[0] += 86_401.0
+            assert coordinator.declare(offers[3]).error == ""
 
 
 def test_data_that_cannot_be_read_is_told_by_a_code(automatic: Coordinator) -> None:
