@@ -38,7 +38,8 @@ class Batch:
             source names none).
         facts: columns `FACTS`, all str: what is known of a patient without a time, by name (birth_date, sex,
             a gene's phenotype); the last of a patient and name holds.
-        withdrawn: columns `WITHDRAWN`: rows that the source took back (entered in error, corrected).
+        withdrawn: columns `WITHDRAWN`: rows that the source took back (entered in error, corrected); they
+            go before the observations of the same batch come.
         rejected: rows that the connector could not read, by reason.
         position: where to go on once this batch is committed, as JSON; opaque to everyone else.
     """

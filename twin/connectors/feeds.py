@@ -17,7 +17,12 @@ from typing import Any, Final
 from twin.connectors.feed import Connector
 from twin.errors import DataError
 
-KINDS: Final[Mapping[str, str]] = {}
+KINDS: Final[Mapping[str, str]] = {
+    "fhir_files": "twin.connectors.fhir_files:FhirFiles",
+    "fhir_rest": "twin.connectors.fhir_rest:FhirRest",
+    "hl7v2_files": "twin.connectors.hl7v2_files:Hl7v2Files",
+    "hl7v2_mllp": "twin.connectors.hl7v2_mllp:Hl7v2Mllp",
+}
 """Kind → `module:Class`; a module is imported when a feed of its kind is built."""
 
 

@@ -186,7 +186,7 @@ class Entry(msgspec.Struct):
     resource: msgspec.Raw = msgspec.Raw()
 
 
-class Bundle(msgspec.Struct):
+class Bundle(msgspec.Struct, tag_field="resourceType", tag="Bundle"):
     """Its resources stay text until each is read for itself, so that a wrong one spoils no other."""
 
     entry: list[msgspec.Raw] = []

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillGoing
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
+from msgspec import Raw
+
 from twin.connectors.feed import Batch
 from twin.connectors.fhir_auth import Client
 from twin.connectors.fhir_http import Answer, Server
-from twin.connectors.fhir_models import TYPES, Head, Refused, next_link, read_bundle, read_entry, read_head
+from twin.connectors.fhir_models import (
+    TYPES,
+    Bundle,
+    Head,
+    Refused,
+    next_link,
+    read_bundle,
+    read_entry,
+    read_head,
+)
 from twin.connectors.fhir_rows import Reader
 from twin.connectors.rows import Rows
 from twin.errors import DataError
@@ -30,6 +42,7 @@ RESOURCES: Final = (
 )
 _TURN_S: Final = 0.5
 _MOST_SEEN: Final = 200_000
+_MOST_IDS: Final = 50
 _Result = TypeVar("_Result")
 
 
@@ -133,22 +146,28 @@ class FhirRest:
     ) -> Iterator[Batch]:
         """The batches of one search, a page each."""
         url, asked = self._first(kind, since, server.base), set[str]()
-        newest, first_date_s, sorted_so_far = since, None, True
+        newest, before, first_date_s, sorted_so_far = since, "", None, True
         while url:
             if url in asked:
                 raise DataError("The FHIR server's links to next pages go round in a circle.")
             asked.add(url)
             answer = yield from _meanwhile(pool.submit(server.get, url), state)
             first_date_s = first_date_s or answer.date_s
-            page = _Page.of(answer)
-            sorted_so_far &= page.is_sorted_after(newest if len(asked) > 1 else "")
+            page = _Page.of(answer, kind)
+            sorted_so_far, before = sorted_so_far and page.is_sorted_after(before), page.newest
             newest = max(newest, page.newest, key=_moment)
-            rows = Rows()
-            page.take(reader, state, rows)
+            rows, bundle = Rows(rejected=Counter(page.refused)), page.new(state)
+            for strangers in _portions(reader.strangers(bundle)):
+                asked_for = f"{server.base}/Patient?{urlencode({'_id': ','.join(strangers)})}"
+                found = yield from _meanwhile(pool.submit(server.get, asked_for), state)
+                reader.take_bundle(_Page.of(found, "Patient").new(state), rows)
+            reader.take_bundle(bundle, rows)
             url = server.next_url(url, page.next) if page.next else ""
             if not url:
                 newest = newest or _text(first_date_s)
-            if sorted_so_far or not url:
+            if first_date_s is not None:  # a resource from the future must not hide what comes before it
+                newest = min(newest, _text(first_date_s), key=_moment)
+            if newest and (sorted_so_far or not url):
                 state.since[kind] = max(state.since.get(kind, ""), newest, key=_moment)
             yield rows.batch(str(state))
 
@@ -209,8 +228,8 @@ class _Page:
     times: list[str]
 
     @classmethod
-    def of(cls, answer: Answer) -> _Page:
-        """The page of an answer.
+    def of(cls, answer: Answer, kind: str) -> _Page:
+        """The page of an answer; its times are those of the resources of this kind.
 
         Raises:
             DataError: it is no bundle.
@@ -229,7 +248,11 @@ class _Page:
                 refused.append(str(reason))
             else:
                 entries.append((bytes(entry), head))
-        times = [head.meta.lastUpdated for _, head in entries if head.meta and head.meta.lastUpdated]
+        times = [
+            head.meta.lastUpdated
+            for _, head in entries
+            if head.resourceType == kind and head.meta and head.meta.lastUpdated
+        ]
         return cls(entries=entries, refused=refused, next=following, times=times)
 
     @property
@@ -239,31 +262,22 @@ class _Page:
     def is_sorted_after(self, before: str) -> bool:
         """Whether the server sorts: nothing is older than what stands before it."""
         moments = [_moment(time) for time in ([before] if before else []) + self.times]
-        return bool(self.times) and all(
-            one <= other for one, other in zip(moments, moments[1:], strict=False)
-        )
+        return bool(self.times) and all(one <= other for one, other in pairwise(moments))
 
-    def take(self, reader: Reader, state: _State, rows: Rows) -> None:
-        """Adds the rows of what is new."""
-        from twin.connectors.fhir_models import Bundle
-
-        for reason in self.refused:
-            rows.rejected[reason] += 1
-        import msgspec
-
-        new = [msgspec.Raw(text) for text, head in self.entries if state.is_new(head)]
-        reader.take_bundle(Bundle(entry=new), rows)
+    def new(self, state: _State) -> Bundle:
+        """What has not been seen lately."""
+        return Bundle(entry=[Raw(text) for text, head in self.entries if state.is_new(head)])
 
 
 def _meanwhile(future: Future[_Result], state: _State) -> Generator[Batch, None, _Result]:
     """The future's result; empty batches until it is there."""
-    while True:
-        try:
-            return future.result(timeout=_TURN_S)
-        except StillGoing:
-            if future.done():
-                raise
-            yield Batch(position=str(state))
+    while not wait({future}, timeout=_TURN_S).done:
+        yield Batch(position=str(state))
+    return future.result()
+
+
+def _portions(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + _MOST_IDS] for start in range(0, len(ids), _MOST_IDS))
 
 
 def _moment(time: str) -> datetime:

@@ -93,6 +93,23 @@ class Reader:
         for resource in rest:
             self.take(resource, rows)
 
+    def strangers(self, bundle: Bundle) -> list[str]:
+        """Ids of the patients that a bundle speaks of, whose identifier is not known and not in it."""
+        if not self.identifier:
+            return []
+        known, named = set(self.people), set[str]()
+        for entry in bundle.entry:
+            try:
+                resource = read_resource(read_entry(entry).resource)
+            except Refused:
+                continue
+            if isinstance(resource, Patient):
+                known.add(resource.id)
+            elif not isinstance(resource, Medication):
+                kind, known_as = target_of(resource.subject)
+                named |= {known_as} if kind == "Patient" else set()
+        return sorted(named - known)
+
     def take_text(self, text: bytes, rows: Rows) -> None:
         """Adds the rows of the resource of a text of JSON, or why there are none."""
         try:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from twin.errors import DataError
 
@@ -124,16 +125,12 @@ def whole(path: Path) -> bytes | None:
         OSError: it cannot be read.
     """
     with _opened(path) as handle:
-        text = _read(handle, LARGEST_FILE + 1)
+        text = handle.read(LARGEST_FILE + 1)
     return text if len(text) <= LARGEST_FILE else None
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> io.BufferedIOBase:
     return _Archive(path) if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def _read(handle: IO[bytes], most: int) -> bytes:
-    return handle.read(most)
 
 
 class _Archive(gzip.GzipFile):
