@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from client import anchor, declared, plugins
 from client.asked import Asked
@@ -309,10 +310,11 @@ class Hospital:
         return parse_policy(data)
 
     def _offered(self, asked: Asked, key: str) -> None:
-        if self.inbox.find(asked.plan.offer_hash) is None:
+        offer = asked.plan.offer_hash
+        if self.inbox.find(offer) is None:
             # Recorded first: an offer that a person can see stands in the log.
-            self._records.write("offered", who=key, plan=asked.plan.offer_hash)
-            self.inbox.offer(asked.plan, asked.signature, key, self._clock())
+            record = partial(self._records.write, "offered", who=key, plan=offer)
+            self.inbox.offer(asked.plan, asked.signature, key, self._clock(), record=record)
 
     def _offer(self, asked: Asked) -> Offer:
         """The offer from which a plan was made.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ POLICY: Final = "policy"
 _VERSION: Final = 1
 _WAIT_S: Final = 60.0
 _MOST_WAITING: Final = 1000
+_MOST_A_DAY: Final = 1000
+_MOST_REFUSED: Final = 2000
+"""Offers that the policy refused and that are kept; the oldest ones go, the audit log has their hashes."""
+_LONGEST: Final = 65_536
+"""Letters of an offer with its signature."""
+_DAY_S: Final = 86_400.0
 _TABLE: Final = """CREATE TABLE offers (
     offer TEXT PRIMARY KEY,
     plan TEXT NOT NULL,
@@ -100,24 +107,34 @@ class Inbox:
         """Lets go of the file."""
         self._connection.close()
 
-    def offer(self, plan: Plan | Question, signature: str, key: str, now_s: float) -> Offer:
+    def offer(
+        self,
+        plan: Plan | Question,
+        signature: str,
+        key: str,
+        now_s: float,
+        *,
+        record: Callable[[], None] = lambda: None,
+    ) -> Offer:
         """The offer, recorded as waiting if it is new.
 
+        Args:
+            record: writes down that it came; called for a new one that is let in, before anybody can
+                see it. If it raises, the offer is not there.
+
         Raises:
-            ClientError: plan_refused, if too many offers wait already: a coordinator may not fill the disk.
+            ClientError: plan_refused, if it is too long, or too many came or wait: a coordinator may
+                not fill the disk.
         """
+        text = plan.to_json()
         with transaction(self._connection) as sql:
-            waiting = sql.execute("SELECT COUNT(*) FROM offers WHERE state = 'waiting'").fetchone()[0]
-            known = sql.execute("SELECT 1 FROM offers WHERE offer = ?", (plan.offer_hash,)).fetchone()
-            if known is None and waiting >= _MOST_WAITING:
-                raise ClientError(
-                    "plan_refused",
-                    f"{_MOST_WAITING} offers wait already; approve or refuse some of them.",
+            if sql.execute("SELECT 1 FROM offers WHERE offer = ?", (plan.offer_hash,)).fetchone() is None:
+                _check_room(sql, len(text) + len(signature), now_s)
+                record()
+                sql.execute(
+                    "INSERT INTO offers VALUES (?, ?, ?, ?, 'waiting', '', '', '', ?, ?)",
+                    (plan.offer_hash, text, signature, key, now_s, now_s),
                 )
-            sql.execute(
-                "INSERT OR IGNORE INTO offers VALUES (?, ?, ?, ?, 'waiting', '', '', '', ?, ?)",
-                (plan.offer_hash, plan.to_json(), signature, key, now_s, now_s),
-            )
         return self.get(plan.offer_hash)
 
     def automatic(self, *, since_s: float) -> int:
@@ -198,6 +215,29 @@ class Inbox:
                 (state, code, who, why, now_s, found.hash, *earlier),
             )
         return self.get(found.hash)
+
+
+def _check_room(sql: sqlite3.Connection, length: int, now_s: float) -> None:
+    """Returns if one more offer may come in; drops the oldest of those that the policy refused.
+
+    Raises:
+        ClientError: plan_refused.
+    """
+    waiting = sql.execute("SELECT COUNT(*) FROM offers WHERE state = 'waiting'").fetchone()[0]
+    today = sql.execute("SELECT COUNT(*) FROM offers WHERE offered_s > ?", (now_s - _DAY_S,)).fetchone()[0]
+    checks = [
+        (length <= _LONGEST, f"The offer is longer than {_LONGEST} letters."),
+        (waiting < _MOST_WAITING, f"{_MOST_WAITING} offers wait already; approve or refuse some of them."),
+        (today < _MOST_A_DAY, f"{_MOST_A_DAY} offers came within a day already."),
+    ]
+    for holds, text in checks:
+        if not holds:
+            raise ClientError("plan_refused", text)
+    sql.execute(
+        "DELETE FROM offers WHERE offer IN (SELECT offer FROM offers WHERE state = 'refused' AND who = ?"
+        " ORDER BY changed_s DESC, rowid DESC LIMIT -1 OFFSET ?)",
+        (POLICY, _MOST_REFUSED - 1),
+    )
 
 
 def _opened(path: Path) -> sqlite3.Connection:

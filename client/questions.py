@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from flwr.app import Context, Message
@@ -218,8 +219,8 @@ class Desk:
         found = self.inbox.find(asked.question.hash)
         if found is not None:
             return found
-        self.records.write("offered", who=key, plan=asked.question.hash)
-        return self.inbox.offer(asked.question, asked.signature, key, self.clock())
+        record = partial(self.records.write, "offered", who=key, plan=asked.question.hash)
+        return self.inbox.offer(asked.question, asked.signature, key, self.clock(), record=record)
 
 
 def desk_of(context: Context) -> Desk:

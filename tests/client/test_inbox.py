@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.errors import ClientError
-from client.inbox import STATES, Inbox
+from client.inbox import POLICY, STATES, Inbox
 from conf.schema import Model, Strategy, Task
 from trust.plan import Plan, Terms
 
@@ -122,6 +122,52 @@ def test_a_coordinator_cannot_fill_the_disk_with_offers(
     assert len(inbox.all()) == 3
     inbox.refuse(inbox.all()[0].hash, code="plan_refused", who="dr b", now_s=2.0)
     assert inbox.offer(PLAN, "s", "k", 1.0).state == "waiting"
+
+
+def test_what_the_policy_refused_does_not_pile_up(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.inbox._MOST_REFUSED", 3)
+    people = inbox.offer(replace(PLAN, purpose="people"), "s", "k", 0.0).hash
+    inbox.refuse(people, code="plan_refused", who="dr b", now_s=0.0)
+    hashes = []
+    for number in range(8):
+        hashes.append(inbox.offer(replace(PLAN, purpose=str(number)), "s", "k", float(number)).hash)
+        inbox.refuse(hashes[-1], code="epsilon_refused", who=POLICY, now_s=float(number))
+    waits = inbox.offer(PLAN, "s", "k", 9.0).hash
+    assert {offer.hash for offer in inbox.all()} == {people, *hashes[-2:], waits}
+    assert inbox.find(hashes[0]) is None
+
+
+def test_only_so_many_offers_come_in_within_a_day_and_none_is_long(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.inbox._MOST_A_DAY", 3)
+    came: list[str] = []
+
+    def offer(purpose: str, now_s: float, signature: str = "s") -> str:
+        plan = replace(PLAN, purpose=purpose)
+        return inbox.offer(plan, signature, "k", now_s, record=lambda: came.append(purpose)).hash
+
+    for number in range(3):
+        inbox.refuse(offer(str(number), 0.0), code="task_refused", who=POLICY, now_s=0.0)
+    for purpose, signature in (("more", "s"), ("long", "s" * 65_536)):
+        with pytest.raises(ClientError, match="plan_refused"):
+            offer(purpose, 10.0, signature)
+    assert came == ["0", "1", "2"]  # what is not let in is not recorded as offered
+    offer("2", 10.0)
+    offer("more", 86_401.0)
+    with pytest.raises(ClientError, match="longer"):
+        offer("long", 86_401.0, "s" * 65_536)
+    assert came == ["0", "1", "2", "more"]
+
+
+def test_an_offer_that_cannot_be_recorded_is_not_there(inbox: Inbox) -> None:
+    def full() -> None:
+        assert inbox.find(PLAN.hash) is None
+        raise ClientError("audit_failed", "The disk is full.")
+
+    with pytest.raises(ClientError, match="audit_failed"):
+        inbox.offer(PLAN, "s", "k", 1.0, record=full)
+    assert inbox.all() == ()
 
 
 def test_the_file_is_its_owners_alone_and_another_file_is_refused(inbox: Inbox, tmp_path: Path) -> None:
