@@ -230,10 +230,19 @@ class Store:
             self._advance(db, number, "aggregated", "committed")
 
     def finish(self, model: Mapping[str, np.ndarray]) -> str:
-        """Records the final model and gives its SHA-256."""
+        """Records the final model and gives its SHA-256; the same again after a crash.
+
+        Raises:
+            ServerError: another is recorded.
+        """
         with self._write() as db:
-            digest = self._put(db, model)
-            self._fact(db, "final", digest)
+            digest, known = self._put(db, model), self.fact("final")
+            if known is None:
+                self._fact(db, "final", digest)
+            elif known != digest:
+                raise ServerError(
+                    "Expected the final model that is recorded; the coordinator's file is damaged."
+                )
         return digest
 
     def answered(self, number: int) -> tuple[str, ...]:

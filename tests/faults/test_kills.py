@@ -36,6 +36,28 @@ def test_a_coordinator_that_dies_before_and_after_each_commit(
         deaths += 1
         assert deaths < 500
     assert deaths >= (10 if file == "coordinator.sqlite" else 4)
+    storm.kill(COORDINATOR)  # its fault would strike at the last record
+    storm.start(COORDINATOR)
+    assert storm.finish() == all_needed.model
+    storm.check()
+
+
+LAST_STEPS = {
+    "the final model": {"target": "server.store:Store.finish", "nth": 1, "after": True},
+    "the registry": {"target": "server.registry:Registry.add", "nth": 1, "after": True},
+    "the state of the run": {"target": "server.queue:Queue.move", "nth": 3, "after": True},
+}
+
+
+@pytest.mark.parametrize("step", LAST_STEPS)
+def test_a_coordinator_that_dies_after_each_of_the_last_steps(
+    copy: Copies, all_needed: Prepared, step: str
+) -> None:
+    storm = copy(all_needed)
+    storm.start_sites()
+    storm.start(COORDINATOR, call=LAST_STEPS[step])
+    assert storm.wait_for_end(COORDINATOR) == -signal.SIGKILL
+    storm.start(COORDINATOR)
     assert storm.finish() == all_needed.model
     storm.check()
 
