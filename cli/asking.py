@@ -149,7 +149,7 @@ def _questions(name: str, words: list[str]) -> int:
 
 def _wait(at: Coordinator, found: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """The question once nobody is asked any more; says on the way what each site says."""
-    told: dict[str, str] = {}
+    told = dict.fromkeys(found["sites"], "no_answer")
     while True:
         answer = at.call("question", question=found["id"])
         found = answer["question"]
@@ -188,6 +188,8 @@ def show(asked: dict[str, Any]) -> None:
         table = Table("", *sites, "in total", "standard error", box=None)
         for place, label in enumerate(asked["cells"]):
             told = [_told(asked["sites"][site]["counts"][place]) for site in sites]
+            if "totals" not in asked and set(told) == {_told(-1)}:
+                continue  # of quantiles: told together with a later cell
             table.add_row(label, *told, *_sum(asked, place))
         shown.print(table, highlight=False)
     if asked["question"]["kind"] == "quantiles":
@@ -220,7 +222,10 @@ def _sum(asked: dict[str, Any], place: int) -> tuple[str, str]:
     if "totals" not in asked:
         return "", ""
     found = asked["totals"][place]
-    return (str(found["patients"]), f"{found['standard_error']:.3g}") if found["told"] else ("-", "")
+    if not found["told"]:
+        return "-", ""
+    kept = f" ({found['suppressed']} not told)" if found["suppressed"] else ""
+    return f"{found['patients']}{kept}", f"{found['standard_error']:.3g}"
 
 
 def _told(count: int) -> str:
