@@ -31,7 +31,7 @@ from twin.models.network import Network
 from twin.personal.bayes import PathTask, SiteModel, adapt_patients, adapt_site
 from twin.personal.logistic import adapt_site_classifier
 from twin.splits import Split
-from twin.tasks.protocol import Examples, Forecast, Task
+from twin.tasks.protocol import Examples, Forecast, LastValueTask, Task
 
 FOLDS = 5
 LEAST_IS_BEST = ("rmse_30_mg_dl", "brier")
@@ -127,6 +127,8 @@ def _figures(network: Network, task: Task, examples: Examples) -> dict[str, dict
         own = examples.at(test_N)
         late = late_N[test_N]
         rows = own.at(late)
+        if isinstance(task, LastValueTask):
+            parts.setdefault("persistence", []).append(task.forecast(task.persistence_outputs(rows), rows))
         for name, outputs in _models(network, task, examples.at(training_N), own, early_N[test_N]).items():
             parts.setdefault(name, []).append(task.forecast(outputs(rows), rows))
     found = {name: _joined(forecasts) for name, forecasts in parts.items()}
