@@ -9,7 +9,6 @@ stand in no statement, and no text of DuckDB's errors, which may quote values, i
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,12 @@ KEY_BYTES: Final = 32
 _NEEDS = "The store needs DuckDB with its encryption. Install it: pip install 'twinward[site]'"
 
 
-def connect(temporary: Path, *, memory: str, threads: int | None = None) -> duckdb.DuckDBPyConnection:
+def connect(temporary: Path, *, memory: str, threads: int = 1) -> duckdb.DuckDBPyConnection:
     """A DuckDB without any database, which spills into `temporary`, encrypted.
+
+    Args:
+        memory: at most, as DuckDB writes it, for instance 1GB.
+        threads: one is fastest for small commits, and leaves the other cores to training.
 
     Raises:
         StoreError: DuckDB or its extension is not installed, or they do not fit each other.
@@ -40,7 +43,7 @@ def connect(temporary: Path, *, memory: str, threads: int | None = None) -> duck
         "temp_directory": str(temporary),
         "temp_file_encryption": "true",
         "memory_limit": memory,
-        "threads": threads or min(4, os.cpu_count() or 1),
+        "threads": threads,
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "allow_community_extensions": "false",

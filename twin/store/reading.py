@@ -23,7 +23,7 @@ from twin.ingested import COUNTS
 from twin.signals import SIGNALS
 from twin.site import Quality, Site
 from twin.store.errors import StoreError
-from twin.store.rows import Registered, utc
+from twin.store.rows import Registered, moment, utc
 from twin.store.schema import setting
 
 if TYPE_CHECKING:
@@ -116,13 +116,12 @@ def _rows(
 ) -> dict[str, np.ndarray]:
     """Columns place (of the stream in `streams`), time, value, source, quality; sorted by place and time."""
     columns = "o.stream, o.time, o.value, o.source, o.quality"
-    start = np.iinfo(np.int64).min if since is None else since.tz_convert("UTC").as_unit("us").value
     everybody = connection.execute("SELECT count(*) FROM store.streams").fetchone() == (len(streams),)
     with Registered(connection, streams[["stream"]]) as table:
         only = "" if everybody else f" SEMI JOIN {table} USING (stream)"
         after = "" if since is None else " WHERE o.time >= ?"
         found = connection.execute(
-            f"SELECT {columns} FROM store.observations o{only}{after}", [] if since is None else [start]
+            f"SELECT {columns} FROM store.observations o{only}{after}", [] if since is None else [moment(since)]
         ).to_arrow_table()
     frame = {name: column.to_numpy() for name, column in zip(found.column_names, found.columns, strict=True)}
     place_S = np.zeros(int(streams["stream"].max()) + 1 if len(streams) else 0, dtype=np.int32)

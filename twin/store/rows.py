@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from twin.store.errors import StoreError
+
 if TYPE_CHECKING:
     import duckdb
 
@@ -52,6 +54,17 @@ def microseconds(times: pd.Series) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     naive = times.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
     return np.asarray(naive.astype("datetime64[us]").astype(np.int64))
+
+
+def moment(time: pd.Timestamp) -> int:
+    """Microseconds since 1970 of one time.
+
+    Raises:
+        StoreError: the time has no zone.
+    """
+    if time.tzinfo is None:
+        raise StoreError("Expected a time with a zone; got one without.")
+    return int(time.tz_convert("UTC").tz_localize(None).to_datetime64().astype("datetime64[us]").astype(int))
 
 
 def utc(microseconds_N: np.ndarray) -> pd.Series:

@@ -25,7 +25,7 @@ from twin.store.errors import StoreError
 from twin.store.file import StoreFile
 from twin.store.making import beside
 from twin.store.reading import Purpose
-from twin.store.rows import append
+from twin.store.rows import append, moment
 from twin.store.writing import Committed
 
 MEMORY: Final = "1GB"
@@ -39,6 +39,7 @@ class Store:
         """Opens the store: see `open`."""
         self._erased_file = beside(path, "erased")
         self._loose_counts = 0
+        self._erased: frozenset[str] = frozenset()
         self._file = StoreFile(path, key, memory=memory, accept_loss=accept_loss)
         try:
             self._finish_erasures()
@@ -202,9 +203,7 @@ class Store:
         Raises:
             StoreError: the patient is not known, or `at` has no zone.
         """
-        if at.tzinfo is None:
-            raise StoreError("Expected a time with a zone for a consent; got one without.")
-        when = int(at.tz_convert("UTC").as_unit("us").value)
+        when = moment(at)
         with self._file.transaction("recording a consent") as connection:
             patient = self._known(patient_id)
             connection.execute("DELETE FROM store.consents WHERE patient = ?", [patient])
@@ -318,7 +317,7 @@ class Store:
             rows = connection.execute("SELECT digest FROM store.erased").fetchall()
             due = schema.setting(connection, "rewrite") == "yes"
         listed, known = erasure.read(self._erased_file), {str(row[0]) for row in rows}
-        self._erased = known | listed
+        self._erased = frozenset(known | listed)
         if known - listed:
             erasure.remember(self._erased_file, known - listed)
         if listed - known:
