@@ -187,7 +187,7 @@ class Agent:
         shelf = Shelf(self.home)
         held = shelf.held(task)
         request = fetch_request(task, "" if held is None else held[0].sha256)
-        package = link.call(FETCH, request, self._pace.call_s)
+        package = link.call(FETCH, request, self._pace.call_s, answer_bytes=None)
         if package:
             card = shelf.take(package)
             log.append(

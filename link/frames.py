@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Protocol
 
@@ -35,6 +35,9 @@ STYPE = "numpy.ndarray"
 LARGE_BYTES, HASHING_THREADS = 4 << 20, 2
 
 APP_RAISED = 2  # Flower's own code of a ClientApp that raised
+ANSWER_ROOM = 1 << 20
+"""Bytes of arrays that an answer may have beyond those of the message: an update is as long as its model."""
+CALL_ROOM = 4 << 20
 BAD_HEADER, BAD_BODY, TOO_LARGE = "bad_header", "bad_body", "too_large"
 
 
@@ -91,12 +94,17 @@ class FrameError(LinkError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
-    """What one side sends: a serialised header and the pieces of its body, not copied."""
+    """What one side sends: a serialised header and the pieces of its body, not copied.
+
+    Attributes:
+        answer_bytes: most that the body of an answer to it may be; None is what the link takes at all.
+    """
 
     id: str
     header: bytes
     pieces: tuple[memoryview, ...] = ()
     total: int = 0
+    answer_bytes: int | None = None
 
     def part(self, offset: int, size: int) -> bytes:
         """The body from `offset` on, at most `size` bytes of it."""
@@ -143,9 +151,9 @@ class Packer:
         self._seen: dict[int, tuple[ArrayRecord, pb.ArrayList, list[memoryview]]] = {}
 
     def request(self, message: Message) -> Parcel:
-        """A message for a hospital's app."""
+        """A message for a hospital's app. Its answer is no longer than what it carries, but for some room."""
         metadata = message.metadata
-        return self._parcel(
+        parcel = self._parcel(
             pb.Header(
                 kind=pb.Header.REQUEST,
                 id=metadata.message_id,
@@ -157,6 +165,7 @@ class Packer:
             ),
             message.content,
         )
+        return replace(parcel, answer_bytes=parcel.total + ANSWER_ROOM)
 
     def reply(self, id_: str, request: str, answer: Message | None) -> Parcel:
         """The answer of a hospital's app; of an error only its number leaves. None: the app raised."""
@@ -167,9 +176,10 @@ class Packer:
         header.error_number = APP_RAISED if answer is None else answer.error.code
         return self._parcel(header, None)
 
-    def call(self, id_: str, name: str, payload: bytes) -> Parcel:
-        """A call of a hospital, such as `renew`."""
-        return self._parcel(pb.Header(kind=pb.Header.CALL, id=id_, type=name), _payload(payload))
+    def call(self, id_: str, name: str, payload: bytes, answer_bytes: int | None = CALL_ROOM) -> Parcel:
+        """A call of a hospital, such as `renew`; None takes an answer as long as the link takes any."""
+        parcel = self._parcel(pb.Header(kind=pb.Header.CALL, id=id_, type=name), _payload(payload))
+        return replace(parcel, answer_bytes=answer_bytes)
 
     def result(self, id_: str, call: str, payload: bytes | None, error: str = "") -> Parcel:
         """The answer to a call: bytes, or a code."""

@@ -26,7 +26,7 @@ import grpc  # isort: skip
 from flwr.app import Message
 
 from link.errors import CallRefused, LinkError
-from link.frames import Limits, Manifest, Packer, Parcel, open_payload, open_request
+from link.frames import CALL_ROOM, Limits, Manifest, Packer, Parcel, open_payload, open_request
 from link.generated import link_pb2 as pb
 from link.greeting import PROTOCOL, SessionEnded, Stream, read_hello
 from link.listener import METHOD, NOT_ADMITTED, SERVICE, channel_options
@@ -169,8 +169,13 @@ class HospitalLink:
         with self._changed:
             return self._changed.wait_for(lambda: self._state.connected, timeout_s)
 
-    def call(self, kind: str, payload: bytes, timeout_s: float = 60.0) -> bytes:
+    def call(
+        self, kind: str, payload: bytes, timeout_s: float = 60.0, *, answer_bytes: int | None = CALL_ROOM
+    ) -> bytes:
         """The coordinator's answer to a call, over as many connections as it takes.
+
+        Args:
+            answer_bytes: most that it may be; None for a model.
 
         Raises:
             CallRefused: it said no (its code), did not answer in time (`no_answer`), or this side
@@ -182,7 +187,7 @@ class HospitalLink:
         if self._ending:  # looked at after the call is listed, so that none slips through
             self._fail_call(id_, "stopped")
         loop = event_loop()
-        loop.call_soon_threadsafe(self._mailbox.ask, Packer().call(id_, kind, payload))
+        loop.call_soon_threadsafe(self._mailbox.ask, Packer().call(id_, kind, payload, answer_bytes))
         try:
             return future.result(timeout_s)
         except TimeoutError:

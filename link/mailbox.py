@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from link.frames import Limits, Manifest, Parcel
+from link.frames import TOO_LARGE, Limits, Manifest, Parcel
 from link.generated import link_pb2 as pb
 from link.session import Session
 from link.transfers import Body
@@ -97,8 +97,13 @@ class Mailbox:
             return TOO_MANY if len(self._taken) >= self.limits.pending else self.accepts(header)
         if header.kind != self.answers:
             return FOREIGN
-        if header.reply_to in self.questions:
-            return None
+        question = self.questions.get(header.reply_to)
+        if question is not None:
+            if question.answer_bytes is None or header.total <= question.answer_bytes:
+                return None
+            # Attack: gigabytes for each question, which somebody has to hold before they are looked at.
+            self.rejected(header, TOO_LARGE)
+            return TOO_LARGE
         return "" if header.reply_to in self._done else UNKNOWN
 
     def deliver(self, manifest: Manifest, body: Body) -> None:

@@ -33,7 +33,7 @@ def test_neither_what_a_peer_sends_nor_a_full_disk_nor_a_broken_policy_ends_the_
     home = coordinator.home
     nested = b"[" * 100_000
     package = len(nested).to_bytes(4, "big") + nested
-    link = SimpleNamespace(state=State(connected=True), call=lambda *_: package)
+    link = SimpleNamespace(state=State(connected=True), call=lambda *_, **__: package)
     home.status_path.mkdir()  # so that it cannot be written
     agent = Agent(home, pace=Pace(status_s=0.0, renew_s=1e9, fetch_s=0.0))
     agent._due["renew"] = float("inf")

@@ -20,7 +20,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from link.coordinator import LinkGrid
-from link.frames import Limits, Packer, Parcel
+from link.frames import ANSWER_ROOM, Limits, Packer, Parcel
 from link.generated import link_pb2 as pb
 from link.greeting import SessionEnded, Stream
 from link.listener import METHOD, SERVICE
@@ -305,6 +305,21 @@ def test_a_declared_terabyte_is_refused_before_it_takes_memory_or_disk(there: Fe
         peer.hear("received")
         (reply,) = _pull(grid, message)
         assert reply.has_content()
+
+
+def test_an_answer_weighs_no_more_than_its_question_lets_it(there: Federation) -> None:
+    with Peer(there) as peer:
+        for number, (values, code) in enumerate([(10_000, ""), (300_000, "too_large")], start=1):
+            grid, message = asked(there, peer)
+            parcel = reply_to(message.metadata.message_id, update(values), f"r-{number}")
+            peer.say(offer(parcel, number, inline=not code))
+            if code:
+                assert peer.hear("refused").refused.code == code
+                assert not list((there.root / "coordinator" / "alpha").iterdir())
+            (reply,) = _pull(grid, message)
+            assert reply.has_content() is not bool(code)
+        carries_a_model = Packer().request(Message(update(300_000), message.metadata.dst_node_id, "train"))
+        assert carries_a_model.answer_bytes == carries_a_model.total + ANSWER_ROOM
 
 
 def _send_one_frame(address: str, mine: tuple[bytes, bytes, bytes], size: int, done: object) -> None:
