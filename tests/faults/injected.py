@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import signal
 import sqlite3
 import sys
@@ -24,11 +25,15 @@ _connect = sqlite3.connect
 
 
 def inject(fault: Fault) -> None:
-    """Makes this process have the faults: commit, full, call, clock_s, release, update."""
+    """Makes this process have the faults: commit, full, largest_bytes, call, always, clock_s, release, update."""
     if "commit" in fault:
         _die_at_commit(**fault["commit"])
     if "full" in fault:
         _fill(**fault["full"])
+    if "largest_bytes" in fault:
+        _limit_files(int(fault["largest_bytes"]))
+    if "always" in fault:
+        _answer(**fault["always"])
     if "call" in fault:
         _die_at_call(**fault["call"])
     if "clock_s" in fault:
@@ -84,8 +89,13 @@ def _die_at_commit(file: str, at: int, *, after: bool) -> None:
     sqlite3.connect = connect  # type: ignore[assignment]
 
 
-def _fill(file: str, *, after: int) -> None:
-    """Finds no room in the file of this name after so many commits: what SQLite raises then, and undoes."""
+def _fill(file: str, *, after: int = 0, while_there: str = "") -> None:
+    """Finds no room in the file of this name: what SQLite raises then, and undoes.
+
+    Args:
+        after: so many commits.
+        while_there: only as long as there is a file at this path.
+    """
     commits = 0
 
     class Full(sqlite3.Connection):
@@ -93,7 +103,7 @@ def _fill(file: str, *, after: int) -> None:
             nonlocal commits
             if sql == "COMMIT":
                 commits += 1
-                if commits > after:
+                if commits > after and (not while_there or Path(while_there).exists()):
                     super().execute("ROLLBACK")
                     raise sqlite3.OperationalError("database or disk is full")
             return super().execute(sql, *parameters)
@@ -104,6 +114,17 @@ def _fill(file: str, *, after: int) -> None:
         return _connect(database, *args, **kwargs)
 
     sqlite3.connect = connect  # type: ignore[assignment]
+
+
+def _limit_files(largest_bytes: int) -> None:
+    """Lets the kernel refuse to write a file beyond a size: Python ignores SIGXFSZ, so a write fails."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_bytes, largest_bytes))
+
+
+def _answer(target: str, gives: Any) -> None:
+    """Makes a function, `module:name`, give always the same."""
+    module, _, name = target.partition(":")
+    setattr(importlib.import_module(module), name, lambda *_, **__: gives)
 
 
 def _die_at_call(target: str, *, nth: int, after: bool, delay_s: float = 0.0) -> None:
