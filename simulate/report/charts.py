@@ -62,7 +62,7 @@ def dot_plot(dots: Sequence[Dot], title: str, shown: Display, unit: str, *, zero
         for end in (dot.interval.value, dot.interval.low, dot.interval.high)
         if end is not None
     ]
-    scale = spanning(ends + [0.0] * zero, 195.0, 455.0)
+    scale = spanning(ends + [0.0] * zero, 195.0, 440.0)
     bottom = ROW * len(dots) + 6.0
     _x_axis(drawing, scale, 6.0, bottom, glucose)
     if zero:
@@ -77,15 +77,15 @@ def _dot_row(drawing: Drawing, scale: Scale, dot: Dot, y: float, shown: Display,
     digits = (shown.decimals, shown.decimals)
     drawing.text(185.0, y + 4.0, dot.label, "t", "end")
     if value is None:
-        drawing.text(467.0, y + 4.0, "not defined", "t faint")
+        drawing.text(451.0, y + 4.0, "not defined", "t faint")
         return
     if low is not None and high is not None:
         drawing.line(scale(low), y, scale(high), y, f"bar {dot.css}")
-        drawing.number(520.0, y + 4.0, low, digits, "t faint", "start", glucose=glucose)
+        drawing.number(513.0, y + 4.0, low, digits, "t faint", "start", glucose=glucose)
         drawing.text(568.0, y + 4.0, "–", "t faint", "middle")
         drawing.number(618.0, y + 4.0, high, digits, "t faint", "end", glucose=glucose)
     drawing.circle(scale(value), y, 5.0, f"dot {dot.css}")
-    drawing.number(467.0, y + 4.0, value, digits, "t strong", "start", glucose=glucose)
+    drawing.number(451.0, y + 4.0, value, digits, "t strong", "start", glucose=glucose)
 
 
 def line_chart(

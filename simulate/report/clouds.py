@@ -13,6 +13,7 @@ from twin.tasks.metrics.binary import BINS
 from twin.tasks.metrics.clarke import ZONES, clarke_zone
 
 _SIDE = 300.0
+_FEWEST = 10
 # The lines of the grid (Clarke et al. 1987), in mg/dL, up to the edge at 400.
 _LINES: tuple[tuple[tuple[float, float], ...], ...] = (
     ((0, 70), (175 / 3, 70), (1000 / 3, 400)),
@@ -62,26 +63,29 @@ def zone_shares(pairs: Pairs) -> list[tuple[str, float]]:
 
 
 def roc(pairs: Sequence[Pairs], title: str) -> Markup:
-    """Share of the sick that are found over share of the healthy that are called sick; a line per site."""
+    """Share of the affected that are found over share of the others that are called so; a line per site."""
     curves = []
     for one in pairs:
-        sick = one.observed_K[np.argsort(-one.forecast_K, kind="stable")] > 0.5
+        affected = one.observed_K[np.argsort(-one.forecast_K, kind="stable")] > 0.5
         # A threshold stands behind every value of the probability, not inside a run of equal ones.
         last = np.append(np.diff(np.sort(-one.forecast_K)) != 0, True)
-        found, false = np.cumsum(sick)[last], np.cumsum(~sick)[last]
+        found, false = np.cumsum(affected)[last], np.cumsum(~affected)[last]
         if len(found) and found[-1] and false[-1]:
             # Steps finer than a third of a pixel are not drawn.
             points = np.round(np.stack([false / false[-1], found / found[-1]], axis=1), 3).tolist()
             curves.append((one.site, list(dict.fromkeys([(0.0, 0.0), *map(tuple, points)]))))
-    return _unit_square(curves, title, "false alarms among the healthy →, found among the sick ↑")
+    return _unit_square(curves, title, "false alarms among the unaffected →, found among the affected ↑")
 
 
 def calibration(pairs: Sequence[Pairs], title: str) -> Markup:
-    """How often the label came true in ten bins of the probability; a line per site."""
+    """How often the label came true in ten bins of the probability; a line per site.
+
+    A bin of fewer than `_FEWEST` is not drawn: its share would be chance.
+    """
     curves = []
     for one in pairs:
         bin_K = np.clip((one.forecast_K * BINS).astype(int), 0, BINS - 1)
-        filled = [bin_K == number for number in range(BINS) if (bin_K == number).any()]
+        filled = [bin_K == number for number in range(BINS) if (bin_K == number).sum() >= _FEWEST]
         points = [
             (float(one.forecast_K[inside].mean()), float(one.observed_K[inside].mean())) for inside in filled
         ]
