@@ -340,11 +340,16 @@ def distinct(
     different = some[~same_N]
     earlier_N = different.duplicated(keys, keep="last").to_numpy()
     tally.drop("duplicate time, other value", different, earlier_N)
-    merged = _merge(different, keys, signals)
+    merged = merge(different, keys, signals)
     return pd.concat([frame[~again_N], merged]).sort_values(keys, kind="stable", ignore_index=True)
 
 
-def _merge(different: pd.DataFrame, key: list[str], signals: Sequence[str]) -> pd.DataFrame:
+def merge(different: pd.DataFrame, key: list[str], signals: Sequence[str]) -> pd.DataFrame:
+    """The columns of `key` and value: doses of one key add up, the last rate holds, of all else the median.
+
+    Args:
+        different: the columns of `key`, signal (number) and value; no row twice.
+    """
     kind_N = np.array([SIGNALS[name].kind for name in signals], dtype=object)[different["signal"].to_numpy()]
     rules: dict[Kind, str] = {"dose": "sum", "rate": "last", "level": "median", "count": "median"}
     parts: list[pd.DataFrame] = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import pandas as pd
@@ -12,6 +12,7 @@ FACTS: Final = ("patient_id", "name", "value")
 COUNTS: Final = ("patient_id", "signal", "fate", "reason", "rows")
 QUARANTINE: Final = ("patient_id", "time", "system", "code", "value", "unit", "device", "reason")
 WITHDRAWN: Final = ("patient_id", "signal", "time")
+REMARKED: Final = ("patient_id", "signal", "time", "source", "quality")
 FATES: Final = ("kept", "dropped", "fixed", "marked", "filled", "quarantined", "withdrawn")
 
 
@@ -25,13 +26,15 @@ class Ingested:
         observations: columns `OBSERVATIONS` as in `twin.site.Site`: patient_id is the site's pseudonym,
             signal of the catalogue, time datetime64[us, UTC], value float64 in the canonical unit, source
             the feed (and device, after a slash), quality "" or why the value is suspect ("spike", "jump",
-            "flatline", "drift"): such rows are stored, and read by nobody but who asks for them.
+            "flatline", "unit", "drift"): such rows are stored, and read by nobody but who asks for them.
         facts: columns `FACTS`.
         counts: columns `COUNTS`: rows by patient, signal, fate (one of `FATES`) and reason; patient_id and
             signal are "" where a row has none.
         quarantine: columns `QUARANTINE`: rows with a code or unit that nobody knows yet, as the source had
             them (values as text), under the pseudonym; a later catalogue brings them back.
         withdrawn: columns `WITHDRAWN`: observations to remove.
+        remarked: columns `REMARKED`: observations that were stored before, whose quality is now this one,
+            because of what came after them.
     """
 
     feed: str
@@ -41,3 +44,4 @@ class Ingested:
     counts: pd.DataFrame
     quarantine: pd.DataFrame
     withdrawn: pd.DataFrame
+    remarked: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(REMARKED)))

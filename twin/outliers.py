@@ -156,7 +156,8 @@ def _other_unit(rows: Streams, table: _Table) -> np.ndarray:
     leap_N |= table.first_N & (rows.mark_N == MARKS.index("unit"))
     new_N = table.first_N | ~outside_N | np.append(True, ~outside_N[:-1])
     entered_N: np.ndarray = (leap_N & new_N)[np.maximum.accumulate(np.where(new_N, np.arange(len(new_N)), 0))]
-    return outside_N & entered_N
+    found: np.ndarray = outside_N & entered_N
+    return found
 
 
 def _noise(rows: Streams, table: _Table, at_C: np.ndarray) -> np.ndarray:
