@@ -55,18 +55,20 @@ class Bands:
         """By how much the spreads are wider, N × 2 × H × L; a wider level is never the narrower band."""
         return np.asarray(np.exp(np.maximum.accumulate(self.log_factor[row_N], axis=-1)))
 
-    def learn(self, row_N: np.ndarray, horizon: int, ratio_N: np.ndarray) -> None:
+    def learn(self, row_N: np.ndarray, horizon: int, ratio_N: np.ndarray, given_N2L: np.ndarray) -> None:
         """Takes one outcome of some patients, at most one of each.
 
         Args:
             ratio_N: how far the outcome lay above the path, in the model's own spread of that side: negative
                 below.
+            given_N2L: the factors that the forecast was given when it was made. An hour later they are others,
+                and only what was promised can be kept or broken.
         """
         count_N = self.count[row_N, horizon]
         step_N = np.maximum(_FIRST_STEP / np.sqrt(1.0 + count_N), _LEAST_STEP)
         for side, distance_N in enumerate((-ratio_N, ratio_N)):
             log_NL = self.log_factor[row_N, side, horizon]
-            beyond_NL = distance_N[:, None] > np.exp(log_NL)
+            beyond_NL = distance_N[:, None] > given_N2L[:, side]
             moved_NL = log_NL + step_N[:, None] * (beyond_NL - self._beyond_L)
             self.log_factor[row_N, side, horizon] = np.clip(moved_NL, -_WIDEST, _WIDEST)
         self.count[row_N, horizon] = count_N + 1

@@ -44,12 +44,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Waiting:
-    """Forecasts of one moment whose outcome is awaited, with the model's own spreads, N × 2 × H."""
+    """Forecasts of one moment whose outcome is awaited: the model's own spreads (N × 2 × H), their factors."""
 
     row_N: np.ndarray
     time_us_N: np.ndarray
     middle_NH: np.ndarray
     spread_N2H: np.ndarray
+    factor_N2HL: np.ndarray
 
 
 class Paths:
@@ -142,15 +143,16 @@ class Paths:
         spread_N2H = np.maximum(spread_N2H, _LEAST_SPREAD)
         new_N = forecast.time_us_N > self._last_us[row_N]
         self._last_us[row_N] = np.maximum(self._last_us[row_N], forecast.time_us_N)
+        factor_N2HL = self.bands.factors(row_N)
         waits = _Waiting(
             row_N=row_N[new_N],
             time_us_N=forecast.time_us_N[new_N],
             middle_NH=middle_NH[new_N],
             spread_N2H=spread_N2H[new_N],
+            factor_N2HL=factor_N2HL[new_N],
         )
         for waiting in self._waiting:
             waiting.append(waits)
-        factor_N2HL = self.bands.factors(row_N)
         return Standing(
             row_N=row_N,
             time_us_N=forecast.time_us_N,
@@ -182,7 +184,7 @@ class Paths:
                 off = value - waits.middle_NH[ready, column]
                 side = np.where(off < 0, 0, 1)
                 ratio = off / waits.spread_N2H[ready, side, column]
-                self.bands.learn(waits.row_N[ready], column, ratio)
+                self.bands.learn(waits.row_N[ready], column, ratio, waits.factor_N2HL[ready, :, column])
                 if not ripe_N.all():
                     left.append(_only(waits, ~ripe_N))
             self._waiting[column] = left
@@ -200,6 +202,7 @@ def _only(waits: _Waiting, kept_N: np.ndarray) -> _Waiting:
         time_us_N=waits.time_us_N[kept_N],
         middle_NH=waits.middle_NH[kept_N],
         spread_N2H=waits.spread_N2H[kept_N],
+        factor_N2HL=waits.factor_N2HL[kept_N],
     )
 
 
