@@ -24,11 +24,15 @@ from conf.schema import Config, Privacy
 from privacy.accounting import GaussianRelease, calibrate, epsilon
 from server.census import DEADLINE_S, Sign, take_census, unsigned
 from server.errors import ServerError
+from server.inquiries import summary
 from server.post import Post
+from server.questioner import ask_once
 from server.rounds import OnRound, Rounds, trainable_shapes
 from server.store import Store
 from trust.digest import arrays_sha256, sha256
+from trust.keys import write_file
 from trust.plan import Plan, Terms
+from trust.question import from_json as question_from_json
 from trust.signing import Signer, sign_plan
 from twin import models, prior, tasks
 
@@ -51,10 +55,27 @@ def main(grid: Grid, context: Context) -> None:
         raise ServerError("Expected an absolute path in the run configuration's `directory`.")
     key = str(context.run_config.get("signing_key", ""))
     signer = Signer.load(Path(key)) if key else None
+    question = str(context.run_config.get("question", ""))
+    if question:
+        _ask(grid, question, signer, directory)
+        return
     sign = unsigned if signer is None else partial(sign_plan, signer=signer)
     with Store(store_path(directory)) as store:
         digest = coordinate(grid, store, config, part, sign)
     logger.info("federation complete: model %s", digest)
+
+
+def _ask(grid: Grid, text: str, signer: Signer | None, directory: Path) -> None:
+    """Puts a question once to the site at each node, and writes the answers into a folder."""
+    question = question_from_json(text)
+
+    def sign(text: str) -> str:
+        return "" if signer is None else signer.sign("question", text.encode())
+
+    said = ask_once(grid, question, sign, DEADLINE_S)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shown = json.dumps(summary(question, said), indent=2) + "\n"
+    write_file(directory / f"question-{question.hash[:12]}.json", shown.encode(), replace=True)
 
 
 @contextmanager

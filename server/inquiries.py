@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from privacy.questions import SUPPRESSED, quantiles, total
 from server.errors import ServerError
-from server.questions import WITHDRAWN, Asked, Questions
+from server.questions import WITHDRAWN, Asked, Questions, Said
 from server.record import Record
 from trust.question import Question, from_json
 from twin.signals import SIGNALS
@@ -57,21 +57,27 @@ class Inquiries:
 
 
 def answered(asked: Asked) -> dict[str, Any]:
-    """A question with all answers and their totals, JSON-ready; totals only over who answered."""
-    question, counts = asked.question, asked.counts
+    """A question with all answers and their totals, JSON-ready."""
     return {
         "id": asked.id,
         "state": asked.state,
         "who": asked.who,
         "asked_s": asked.asked_s,
         "approval_s": asked.approval_s,
+    } | summary(asked.question, asked.said)
+
+
+def summary(question: Question, said: Mapping[str, Said]) -> dict[str, Any]:
+    """What sites say to a question, and totals over those that answered, JSON-ready."""
+    counts = {site: entry.counts for site, entry in said.items() if not entry.code}
+    return {
         "words": question.words(),
         "question_sha256": question.hash,
         "question": json.loads(question.to_json()),
         "cells": list(question.labels()),
         "sites": {
-            site: {"code": said.code, "counts": list(said.counts), "smallest_count": said.smallest}
-            for site, said in asked.said.items()
+            site: {"code": entry.code, "counts": list(entry.counts), "smallest_count": entry.smallest}
+            for site, entry in said.items()
         },
         "answered": sorted(counts),
         "noise": question.noise_multiplier,

@@ -21,10 +21,11 @@ from link.wire import QUESTION, Answer, Counts, plan_request, read_question_answ
 from privacy.questions import MOST_COUNT, SUPPRESSED
 from server.admission import FOREIGN_SITE, MALFORMED, code_of
 from server.asking import FIRST_PAUSE_S, LONGEST_PAUSE_S, NOT_A_MEMBER, WAITING
-from server.errors import Halted
+from server.errors import Halted, ServerError
 from server.post import Post
 from server.questions import ASKING, DONE, Asked, Questions, Said
 from server.record import Record
+from trust.question import Question
 
 STEP_S = 0.5
 IDLE_S = 30.0
@@ -118,26 +119,8 @@ class Survey:
             due.at_s, due.pause_s = time.monotonic() + due.pause_s, min(2 * due.pause_s, LONGEST_PAUSE_S)
 
     def _judge(self, site: str, reply: Message) -> Said:
-        if not reply.has_content():
-            return Said()
-        try:
-            said, told = read_question_answer(reply.content)
-        except LinkError:
-            return Said(code=MALFORMED)
-        if told is None:
-            return Said(code=code_of(said.error))
-        if said != Answer(site=site, plan=self.asked.question.hash):
-            return Said(code=FOREIGN_SITE)
-        return Said(code="", counts=told.counts, smallest=told.smallest) if self._fits(told) else _MALFORMED
-
-    def _fits(self, told: Counts) -> bool:
-        """Whether counts are what a site may tell; one that lies within this form lies about itself alone."""
-        most = MOST_COUNT * self.asked.question.cells
-        return (
-            len(told.counts) == self.asked.question.cells
-            and told.smallest >= 1
-            and all(value == SUPPRESSED or told.smallest <= value <= most for value in told.counts)
-        )
+        name, said = read_said(reply, self.asked.question)
+        return said if said.code or name == site else Said(code=FOREIGN_SITE)
 
     def _note(self, site: str, said: Said) -> None:
         if self.asked.said[site].code != said.code:
@@ -227,4 +210,48 @@ class Questioner:
                 self._stopping.wait(AFTER_FAULT_S)
 
 
-_MALFORMED = Said(code=MALFORMED)
+def ask_once(grid: Grid, question: Question, sign: Callable[[str], str], timeout_s: float) -> dict[str, Said]:
+    """What the sites at all nodes of a grid say, by the names that they give; nobody is asked again.
+
+    Raises:
+        ServerError: two nodes say that they are one site.
+    """
+    text = question.to_json()
+    request = plan_request(text, sign(text))
+    messages = [Message(request, node, QUESTION, group_id="0") for node in sorted(grid.get_node_ids())]
+    found: dict[str, Said] = {}
+    for reply in grid.send_and_receive(messages, timeout=timeout_s):
+        site, said = read_said(reply, question)
+        if site in found:
+            raise ServerError(f"Expected one node per site; two of them say that they are {site!r}.")
+        if site:
+            found[site] = said
+    return found
+
+
+def read_said(reply: Message, question: Question) -> tuple[str, Said]:
+    """The name that a site gives itself, empty if it gave none, and what it says to a question."""
+    if not reply.has_content():
+        return "", Said()
+    try:
+        said, told = read_question_answer(reply.content)
+    except LinkError:
+        return "", Said(code=MALFORMED)
+    if told is None:
+        return said.site, Said(code=code_of(said.error))
+    if said != Answer(site=said.site, plan=question.hash):
+        return said.site, Said(code=FOREIGN_SITE)
+    fits = _fits(told, question)
+    return said.site, Said(counts=told.counts, smallest=told.smallest, code="" if fits else MALFORMED)
+
+
+def _fits(told: Counts, question: Question) -> bool:
+    """Whether counts are what a site may tell; one that lies within this form lies about itself alone."""
+    return (
+        len(told.counts) == question.cells
+        and told.smallest >= 1
+        and all(
+            value == SUPPRESSED or told.smallest <= value <= MOST_COUNT * question.cells
+            for value in told.counts
+        )
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,8 @@ from conf.load import to_json
 from server.app import store_path
 from server.store import Store
 from tests.heart_hospitals import settings
-from tests.hospital_home import AUTOMATIC, Coordinator, founded
+from tests.hospital_home import AUTOMATIC, Coordinator, founded, write_policy
+from tests.question_asked import question
 from trust.audit import AuditLog
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +40,12 @@ class Stock:
     waiting: Coordinator
     directory: Path
 
-    def run(self, name: str, *, signed: bool) -> Path:
+    def run(self, name: str, *, signed: bool, question: str = "") -> Path:
         """Runs the apps of this repository over the nodes; the coordinator's folder."""
         there = self.directory / name
         config = settings(self.directory / "alpha" / "data", rounds=1)
         key = self.directory / "signing.key" if signed else ""
-        words = f"config='{to_json(config)}' directory='{there}' signing_key='{key}'"
+        words = f"config='{to_json(config)}' directory='{there}' signing_key='{key}' question='{question}'"
         done = subprocess.run(
             ["flwr", "run", str(ROOT), "test", "--stream", "--run-config", words],
             env=self.environment,
@@ -53,7 +55,7 @@ class Stock:
             check=False,
         )
         # `flwr run --stream` may exit with 0 after a failed run: judge by what is on disk.
-        assert store_path(there).exists(), done.stdout[-3000:] + done.stderr[-1000:]
+        assert there.exists(), done.stdout[-3000:] + done.stderr[-1000:]
         return there
 
 
@@ -126,6 +128,24 @@ def test_hospitals_on_stock_nodes_answer_as_they_do_on_ours(stock: Stock) -> Non
         assert [offer.state for offer in inbox.all()] == ["waiting"]
     with Ledger(stock.waiting.home.ledger, ceiling_epsilon=None, delta=1e-4) as ledger:
         assert ledger.plans() == ()
+
+
+@pytest.mark.slow
+def test_hospitals_on_stock_nodes_answer_questions_as_they_do_on_ours(stock: Stock) -> None:
+    policy = replace(AUTOMATIC, questions=True, automatic_questions=True, smallest_count=1)
+    write_policy(stock.automatic.home, policy)
+    what = question(noise_multiplier=6.0)
+    there = stock.run("asked", signed=True, question=what.to_json())
+    found = json.loads((there / f"question-{what.hash[:12]}.json").read_text())
+    assert {site: said["code"] for site, said in found["sites"].items()} == {
+        "alpha": "",
+        "beta": "awaiting_approval",
+    }
+    with Ledger(stock.automatic.home.ledger, ceiling_epsilon=None, delta=1e-4) as ledger:
+        (entry,) = [entry for entry in ledger.plans() if entry.plan_hash == what.hash]
+    assert entry.rounds_complete == 1
+    with AuditLog(stock.automatic.home.audit) as log:
+        assert [record.kind for record in log.records()][-2:] == ["accepted", "answered"]
 
 
 def _free_port() -> int:
