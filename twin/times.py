@@ -17,12 +17,15 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from twin.errors import DataError
 
 _ZONE = r"(?:Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
 _ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(?::\d{2}(?:[.]\d{1,9})?)?(?:\s?" + _ZONE + ")?$"
 _ZONED = r"\d\s?" + _ZONE + "$"
+_OTHER_UTC = r"\s?(?:UTC|GMT|z)$"
 _HOUR = pd.Timedelta(hours=1)
 
 
@@ -115,9 +118,11 @@ def _parse(times: pd.Series) -> tuple[pd.Series, pd.Series, np.ndarray, np.ndarr
         return naive, _no_time(times, "UTC"), times.isna().to_numpy(), np.zeros(len(times), dtype=bool)
     text = times.astype("str").str.strip()
     missing = text.isna() | (text == "")
-    readable = text.str.match(_ISO).fillna(False).astype(bool)
-    zoned = readable & text.str.contains(_ZONED).fillna(False).astype(bool)
-    text = text.str.replace(r"\s?(?:UTC|GMT|z)$", "Z", regex=True) if zoned.any() else text
+    readable = _matches(text, _ISO)
+    zoned = readable & _matches(text, _ZONED)
+    other = zoned & _matches(text, _OTHER_UTC)
+    if other.any():
+        text[other] = text[other].str.replace(_OTHER_UTC, "Z", regex=True)
     utc = _no_time(times, "UTC")
     utc[zoned] = pd.to_datetime(text[zoned], format="ISO8601", utc=True, errors="coerce").dt.as_unit("us")
     naive = _no_time(times, None)
@@ -125,6 +130,12 @@ def _parse(times: pd.Series) -> tuple[pd.Series, pd.Series, np.ndarray, np.ndarr
     naive[plain] = pd.to_datetime(text[plain], format="ISO8601", errors="coerce").dt.as_unit("us")
     unreadable = ~missing & utc.isna() & naive.isna()
     return naive, utc, missing.to_numpy(), unreadable.to_numpy()
+
+
+def _matches(text: pd.Series, pattern: str) -> pd.Series:
+    """Which texts match; Arrow's own matching, as pandas falls back to Python's for such patterns."""
+    found = pc.match_substring_regex(pa.array(text, type=pa.large_string(), from_pandas=True), pattern)
+    return pd.Series(found.fill_null(False).to_numpy(zero_copy_only=False), index=text.index)
 
 
 def _no_time(like: pd.Series, zone: str | None) -> pd.Series:
