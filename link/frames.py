@@ -69,6 +69,7 @@ class Limits:
         body_bytes: of a whole body.
         arrays: in one parcel.
         pending: parcels of one hospital that wait to be answered, each way.
+        calls: of one hospital that wait for their results, or for their results to be fetched.
     """
 
     header_bytes: int = 1 << 20
@@ -77,6 +78,7 @@ class Limits:
     body_bytes: int = 2 << 30
     arrays: int = 10_000
     pending: int = 64
+    calls: int = 4
 
     @property
     def frame_bytes(self) -> int:
@@ -178,13 +180,17 @@ class Packer:
 
     def call(self, id_: str, name: str, payload: bytes, answer_bytes: int | None = CALL_ROOM) -> Parcel:
         """A call of a hospital, such as `renew`; None takes an answer as long as the link takes any."""
-        parcel = self._parcel(pb.Header(kind=pb.Header.CALL, id=id_, type=name), _payload(payload))
+        parcel = self._parcel(pb.Header(kind=pb.Header.CALL, id=id_, type=name), payload_record(payload))
         return replace(parcel, answer_bytes=answer_bytes)
 
     def result(self, id_: str, call: str, payload: bytes | None, error: str = "") -> Parcel:
         """The answer to a call: bytes, or a code."""
         header = pb.Header(kind=pb.Header.RESULT, id=id_, reply_to=call, error=error)
-        return self._parcel(header, None if payload is None else _payload(payload))
+        return self._parcel(header, None if payload is None else payload_record(payload))
+
+    def content(self, header: pb.Header, content: RecordDict) -> Parcel:
+        """Records under a header that is made already."""
+        return self._parcel(header, content)
 
     def _parcel(self, header: pb.Header, content: RecordDict | None) -> Parcel:
         pieces: list[memoryview] = []
@@ -358,7 +364,8 @@ def _array(info: pb.ArrayInfo, source: Source, offset: int, length: int) -> Arra
     return Array(dtype=info.dtype, shape=shape, stype=STYPE, data=file.getvalue())
 
 
-def _payload(payload: bytes) -> RecordDict:
+def payload_record(payload: bytes) -> RecordDict:
+    """Bytes of a call or of its result, as what parcels are made of."""
     return RecordDict({"payload": ArrayRecord({"bytes": Array(np.frombuffer(payload, np.uint8))})})
 
 

@@ -27,6 +27,7 @@ from link.flower import stamp
 from link.frames import FrameError, Limits, Manifest, Parcel, open_reply
 from link.loop import event_loop, submit
 from link.member import REVOKED, Connected, Hospital
+from link.results import Results
 from link.session import Pace
 from link.tls import Credentials
 from link.transfers import Body
@@ -124,6 +125,7 @@ class LinkServer:
         self.observe = observe
         self.instance = secrets.token_hex(8)
         self.port = 0
+        self.results = Results()
         self.pool = ThreadPoolExecutor(8, thread_name_prefix="link-call")
         self._sites: dict[str, Hospital] = {}
         self._asked: dict[str, Asked] = {}

@@ -18,7 +18,7 @@ from link.errors import CallRefused
 from link.frames import TOO_LARGE, Manifest, Packer, Parcel, open_payload
 from link.generated import link_pb2 as pb
 from link.greeting import PROTOCOL, SessionEnded, Stream, read_hello
-from link.mailbox import Mailbox
+from link.mailbox import TOO_MANY, Mailbox
 from link.session import Session
 from link.transfers import Body, Shelf
 from trust.identity import Identity
@@ -165,6 +165,8 @@ class Hospital:
         """A call is short: its body is held in memory, and a site may have many under way."""
         if self._server.serve is None:
             return "no_service"
+        if len(self.mailbox.held) >= self._server.settings.limits.calls:
+            return TOO_MANY
         return TOO_LARGE if header.total > self._server.settings.limits.inline_bytes else None
 
     def _take_call(self, manifest: Manifest, body: Body) -> None:
@@ -185,7 +187,7 @@ class Hospital:
         try:
             if serve is None:
                 raise CallRefused("no_service")
-            return Packer().result(answer, id_, serve(kind, self.name, payload))
+            return self._server.results.result(answer, id_, serve(kind, self.name, payload))
         except CallRefused as refused:
             return Packer().result(answer, id_, None, refused.code)
         except Exception:  # its text must not leave

@@ -39,6 +39,7 @@ from server.questioner import Questioner, Reach
 from server.questions import Questions
 from server.queue import STATES, Queue
 from server.registry import Registry
+from server.throttle import Throttle
 from server.worker import Means, Worker
 from trust.audit import AuditLog
 from trust.authority import Authority
@@ -47,6 +48,9 @@ from trust.errors import TrustError
 from trust.identity import Identity, load_certificate
 from trust.signing import Signer, sign_plan
 from trust.witness import Witness
+
+CALLS_MIN = 30
+"""Calls of one member in a minute: a hospital looks for a model of each task once a minute."""
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -84,6 +88,7 @@ class Daemon:
         self._authority = Authority.open(home.authority)
         self._signer = Signer.load(home.signing_key)
         self._events: Counter[str] = Counter()
+        self._calls = Throttle(per_peer=CALLS_MIN, in_all=CALLS_MIN * 10_000)
         self._started_s = time.time()
         self._open = ExitStack()
 
@@ -243,7 +248,9 @@ class Daemon:
         return identity if identity is not None and identity.role in ("site", "receiver") else None
 
     def _serve(self, kind: str, site: str, payload: bytes) -> bytes:
-        """The answer to a member's call."""
+        """The answer to a member's call; of leaving nobody is held back."""
+        if kind != LEAVE and not self._calls.allow(site, time.monotonic()):
+            raise CallRefused("too_many")
         if kind in (RENEW, LEAVE):
             return self._desk.serve(kind, site, payload)
         if kind != FETCH:

@@ -214,6 +214,13 @@ def test_a_body_of_another_hash_is_refused_and_ends_its_question(there: Federati
         assert list((there.root / "coordinator" / "alpha").iterdir()) == []
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    ends_s = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
+
+
 def _pull(grid: LinkGrid, message: Message) -> list[Message]:
     ids = [message.metadata.message_id]
     assert grid.wait_for_replies(ids, 10) == ids
@@ -320,6 +327,33 @@ def test_an_answer_weighs_no_more_than_its_question_lets_it(there: Federation) -
             assert reply.has_content() is not bool(code)
         carries_a_model = Packer().request(Message(update(300_000), message.metadata.dst_node_id, "train"))
         assert carries_a_model.answer_bytes == carries_a_model.total + ANSWER_ROOM
+
+
+def test_a_hospital_that_fetches_no_result_has_few_calls_and_a_long_result_is_in_memory_once(
+    tmp_path: Path,
+) -> None:
+    served: list[str] = []
+
+    def serve(kind: str, site: str, payload: bytes) -> bytes:
+        served.append(site)
+        return bytes(5_000_000)  # a new object for each
+
+    with federation(tmp_path, serve=serve) as there, Peer(there) as alpha, Peer(there, "beta") as beta:
+        for peer, name in ((alpha, "alpha"), (beta, "beta")):
+            for number in range(1, 7):
+                peer.say(offer(Packer().call(f"{name}-{number}", "model", b""), number))
+                if number <= there.limits.calls:
+                    peer.hear("received")
+                else:
+                    assert peer.hear("refused").refused.code == "too_many"
+        most = 2 * there.limits.calls
+        wait_until(lambda: sum(len(site.mailbox.replies) for site in there.server._sites.values()) == most)
+        assert sorted(served) == ["alpha"] * 4 + ["beta"] * 4
+        parcels = [
+            parcel for site in there.server._sites.values() for parcel in site.mailbox.replies.values()
+        ]
+        assert {parcel.total for parcel in parcels} == {5_000_000}
+        assert len({id(parcel.pieces[0].obj) for parcel in parcels}) == 1
 
 
 def _send_one_frame(address: str, mine: tuple[bytes, bytes, bytes], size: int, done: object) -> None:
