@@ -25,7 +25,7 @@ _connect = sqlite3.connect
 
 
 def inject(fault: Fault) -> None:
-    """Makes this process have the faults: commit, full, largest_bytes, call, always, clock_s, release, update."""
+    """Makes this process have faults: those that are named below."""
     if "commit" in fault:
         _die_at_commit(**fault["commit"])
     if "full" in fault:

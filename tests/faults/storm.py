@@ -159,7 +159,8 @@ class Storm:
         return code[0]
 
     def log(self, name: str) -> str:
-        return (self.directory / f"{name}.log").read_text(errors="replace")
+        path = self.directory / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     # What is asked of the coordinator, or read from its files while it is away.
 
@@ -192,6 +193,12 @@ class Storm:
         for name in sorted(self.processes, reverse=True):
             assert self.kill(name, signal.SIGTERM) == 0, self.log(name)
         return str(found["progress"]["model"])
+
+    def resume_if_failed(self) -> None:
+        """What an operator does with a run that an error has ended."""
+        with coordinator_of(self.home.operators / "founder") as at:
+            if at.call("status", run=RUN)["run"]["state"] == "failed":
+                at.call("resume", run=RUN, why="there is room again")
 
     def dial(self, name: str, port: int) -> None:
         """Lets a hospital reach the coordinator by another port, behind which a line has faults."""

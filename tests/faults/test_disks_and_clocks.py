@@ -59,11 +59,7 @@ def test_a_coordinator_whose_disk_is_full_commits_nothing_and_goes_on_once_there
     if COORDINATOR in storm.processes:
         storm.kill(COORDINATOR)
     storm.start(COORDINATOR)
-    if storm.status()["run"]["state"] == "failed":
-        from cli.coordinator import coordinator_of
-
-        with coordinator_of(storm.home.operators / "founder") as at:
-            at.call("resume", run=RUN, why="room")
+    storm.resume_if_failed()
     assert storm.finish() == all_needed.model
     storm.check()
 

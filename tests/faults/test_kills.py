@@ -35,7 +35,7 @@ def test_a_coordinator_that_dies_before_and_after_each_commit(
             break
         deaths += 1
         assert deaths < 500
-    assert deaths >= (10 if file == "coordinator.sqlite" else 4)
+    assert deaths >= (10 if file == "coordinator.sqlite" else 3)
     storm.kill(COORDINATOR)  # its fault would strike at the last record
     storm.start(COORDINATOR)
     assert storm.finish() == all_needed.model
