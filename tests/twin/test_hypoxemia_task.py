@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ def task_of(**values: float) -> HypoxemiaTask:
     return built
 
 
-def monitor(values: list[float], step_min: float = 1.0, patient: str = "p1") -> list[Row]:
+def monitor(values: Sequence[float], step_min: float = 1.0, patient: str = "p1") -> list[Row]:
     """SpO2 once in each step."""
     return [(patient, "spo2", number * step_min, value) for number, value in enumerate(values)]
 
