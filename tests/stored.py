@@ -36,11 +36,13 @@ def batch(
     facts: Sequence[tuple[object, ...]] = (),
     quarantine: Sequence[tuple[object, ...]] = (),
     withdrawn: Sequence[tuple[object, ...]] = (),
+    remarked: Sequence[tuple[object, ...]] = (),
 ) -> Ingested:
     """A batch of (patient, signal, minute, value[, source[, quality]]), counted as an ingest counts it."""
     full = [(p, s, minutes(m), float(v), *rest, *(feed, "")[len(rest) :]) for p, s, m, v, *rest in rows]
     observations = frame(form.OBSERVATIONS, full)
     kept = [(p, s, "kept", "", 1) for p, s, *_ in full]
+    kept += [(p, s, "marked", mark, 1) for p, s, *_, mark in full if mark]
     aside = [(row[0], "", "quarantined", row[-1], 1) for row in quarantine]
     return Ingested(
         feed=feed,
@@ -50,6 +52,7 @@ def batch(
         counts=frame(form.COUNTS, kept + aside),
         quarantine=frame(form.QUARANTINE, quarantine),
         withdrawn=frame(form.WITHDRAWN, [(p, s, minutes(m)) for p, s, m in withdrawn]),
+        remarked=frame(form.REMARKED, [(p, s, minutes(m), *rest) for p, s, m, *rest in remarked]),
     )
 
 

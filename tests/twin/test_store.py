@@ -110,6 +110,20 @@ def test_suspect_rows_are_read_only_when_asked_for(store: Store) -> None:
     assert list(store.site("s", purpose="care", marked=True).observations["quality"]) == ["", "spike"]
 
 
+def test_marks_change_with_what_comes_later_and_count_only_stored_rows(store: Store) -> None:
+    rows = [("a", "glucose", 0, 90, "cgm", "drift"), ("a", "glucose", 5, 400, "cgm", "spike")]
+    store.commit(batch(*rows))
+    store.commit(batch(*rows))
+    assert summed(store) == {
+        ("kept", ""): 2, ("dropped", "duplicate"): 2, ("marked", "drift"): 1, ("marked", "spike"): 1,
+    }  # fmt: skip
+    store.commit(batch(remarked=[("a", "glucose", 5, "cgm", ""), ("a", "glucose", 6, "cgm", "jump")]))
+    assert rows_of(store) == [("a", "glucose", 5, 400)]
+    store.commit(batch(withdrawn=[("a", "glucose", 0)]))
+    assert summed(store).get(("marked", "drift"), 0) == 0
+    assert list(store.site("s", purpose="care", marked=True).observations["quality"]) == [""]
+
+
 def test_questions_are_narrowed_to_patients_and_times(store: Store) -> None:
     store.commit(batch(*((patient, "glucose", m, 100) for patient in "abc" for m in range(3))))
     assert rows_of(store, patients=["b"], since=minutes(1)) == [
@@ -211,7 +225,7 @@ ROW = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(ROW, max_size=6), max_size=5), again=st.booleans())
 def test_the_store_is_a_dictionary_of_the_last_values(
     batches: list[list[tuple[str, str, int, float, str]]],

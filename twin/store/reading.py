@@ -121,7 +121,8 @@ def _rows(
         only = "" if everybody else f" SEMI JOIN {table} USING (stream)"
         after = "" if since is None else " WHERE o.time >= ?"
         found = connection.execute(
-            f"SELECT {columns} FROM store.observations o{only}{after}", [] if since is None else [moment(since)]
+            f"SELECT {columns} FROM store.observations o{only}{after}",
+            [] if since is None else [moment(since)],
         ).to_arrow_table()
     frame = {name: column.to_numpy() for name, column in zip(found.column_names, found.columns, strict=True)}
     place_S = np.zeros(int(streams["stream"].max()) + 1 if len(streams) else 0, dtype=np.int32)

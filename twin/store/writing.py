@@ -9,7 +9,9 @@ What happens to a row, and how it is counted (docs/store.md has the table):
 - two sources may say different things of the same moment; both are stored, and merged when they are read;
 - a withdrawn row is removed if its own feed had delivered it: one fewer "kept", one more "withdrawn". A
   batch's withdrawals come before its observations;
+- a row that was stored before may get another mark of quality: it is counted by the ingest;
 - rows of an erased patient are dropped, under nobody's name.
+"kept" therefore always counts the rows that are stored, and "marked" those of them that are suspect.
 
 Shapes: N rows of the batch, F rows found in the store.
 """
@@ -59,13 +61,13 @@ def check(ingested: Ingested) -> None:
     """
     frames = {
         "observations": form.OBSERVATIONS, "facts": form.FACTS, "counts": form.COUNTS,
-        "quarantine": form.QUARANTINE, "withdrawn": form.WITHDRAWN,
+        "quarantine": form.QUARANTINE, "withdrawn": form.WITHDRAWN, "remarked": form.REMARKED,
     }  # fmt: skip
     for name, columns in frames.items():
         missing = set(columns) - set(getattr(ingested, name).columns)
         if missing:
             raise StoreError(f"Expected the columns {columns} in {name}; missing: {sorted(missing)}.")
-    for name in ("observations", "withdrawn"):
+    for name in ("observations", "withdrawn", "remarked"):
         frame = getattr(ingested, name)
         if len(frame) and not isinstance(frame["time"].dtype, pd.DatetimeTZDtype):
             raise StoreError(f"Expected times with a zone (UTC) in {name}; got {frame['time'].dtype}.")
@@ -96,6 +98,7 @@ def without(ingested: Ingested, erased: set[str]) -> Ingested:
         counts=counts,
         quarantine=rest(ingested.quarantine),
         withdrawn=rest(ingested.withdrawn),
+        remarked=rest(ingested.remarked),
     )
 
 
@@ -126,6 +129,7 @@ class Writer:
         batch = self._numbered(ingested.observations)
         batch, again = self._last_of_each(batch, tally)
         new, duplicates, corrected = self._against_stored(batch, tally)
+        self._remark(ingested.remarked)
         self._names_of(ingested)
         columns = ("stream", "time", "value", "source", "quality")
         append(self._connection, "observations", {name: new[name] for name in columns})
@@ -168,8 +172,8 @@ class Writer:
         if not earlier_N.any():
             return batch, 0
         same_N = batch.duplicated([*_KEY, "value"], keep="last").to_numpy()
-        tally.move(self._of_streams(batch["stream"][same_N]), KEPT, DUPLICATE)
-        tally.move(self._of_streams(batch["stream"][earlier_N & ~same_N]), KEPT, REPLACED)
+        self._moved(batch[same_N], DUPLICATE, tally)
+        self._moved(batch[earlier_N & ~same_N], REPLACED, tally)
         return batch[~earlier_N], int(same_N.sum())
 
     def _against_stored(self, batch: pd.DataFrame, tally: Tally) -> tuple[pd.DataFrame, int, int]:
@@ -180,20 +184,19 @@ class Writer:
         late = batch[late_N]
         with Registered(self._connection, late[["stream", "time", "source", "value", "row"]]) as name:
             found = self._connection.execute(
-                f"SELECT b.row, o.rowid AS id, o.value = b.value AS same FROM {name} b"
+                f"SELECT b.row, o.rowid AS id, o.value = b.value AS same, o.quality, o.stream FROM {name} b"
                 " JOIN store.observations o"
                 " ON o.stream = b.stream AND o.time = b.time AND o.source = b.source"
                 " WHERE o.time BETWEEN ? AND ? AND o.stream BETWEEN ? AND ?",
                 [int(late[column].agg(end)) for column in ("time", "stream") for end in ("min", "max")],
-            ).fetchnumpy()
-        same_F = np.asarray(found["same"], dtype=bool)
-        again_N = batch["row"].isin(found["row"][same_F]).to_numpy()
-        fixed_N = batch["row"].isin(found["row"][~same_F]).to_numpy()
-        delete(self._connection, "observations", np.asarray(found["id"])[~same_F])
-        tally.move(self._of_streams(batch["stream"][again_N]), KEPT, DUPLICATE)
-        tally.move(self._of_streams(batch["stream"][fixed_N]), KEPT, REPLACED)
-        tally.add(self._of_streams(batch["stream"][fixed_N]), CORRECTED)
-        return batch[~again_N], int(again_N.sum()), int(fixed_N.sum())
+            ).df()
+        replaced = found[~found["same"]]
+        again_N = batch["row"].isin(found["row"][found["same"]]).to_numpy()
+        delete(self._connection, "observations", replaced["id"].to_numpy())
+        self._moved(batch[again_N], DUPLICATE, tally)
+        self._moved(replaced, REPLACED, tally)
+        tally.add(self._of_streams(replaced), CORRECTED)
+        return batch[~again_N], int(again_N.sum()), len(replaced)
 
     def _withdraw(self, ingested: Ingested, tally: Tally) -> int:
         """Removes what this feed takes back; returns the number of rows that were there."""
@@ -207,20 +210,38 @@ class Writer:
         asked = asked.astype({"stream": "int32"}).drop_duplicates()
         with Registered(self._connection, asked) as name:
             found = self._connection.execute(
-                f"SELECT o.rowid AS id, o.stream FROM {name} b JOIN store.observations o"
+                f"SELECT o.rowid AS id, o.stream, o.quality FROM {name} b JOIN store.observations o"
                 " ON o.stream = b.stream AND o.time = b.time JOIN store.words w ON w.word = o.source"
                 " WHERE w.text = ? OR starts_with(w.text, ?)",
                 [ingested.feed, f"{ingested.feed}/"],
-            ).fetchnumpy()
-        delete(self._connection, "observations", np.asarray(found["id"]))
-        tally.move(self._of_streams(pd.Series(found["stream"])), KEPT, REMOVED)
-        return len(found["id"])
+            ).df()
+        delete(self._connection, "observations", found["id"].to_numpy())
+        self._moved(found, REMOVED, tally)
+        return len(found)
 
-    def _of_streams(self, streams: pd.Series) -> pd.DataFrame:
-        """patient_id and signal of these streams, one row each."""
-        if streams.empty:
-            return pd.DataFrame({"patient_id": [], "signal": []}, dtype="str")
-        return self._names.of_streams(streams.to_numpy())
+    def _remark(self, remarked: pd.DataFrame) -> None:
+        """Changes the marks of rows that were stored before; the ingest has counted them."""
+        if remarked.empty:
+            return
+        marks = self._numbered(remarked.assign(value=0.0))
+        with Registered(self._connection, marks[[*_KEY, "quality"]]) as name:
+            self._connection.execute(
+                f"UPDATE store.observations o SET quality = b.quality FROM {name} b"
+                " WHERE o.stream = b.stream AND o.time = b.time AND o.source = b.source"
+            )
+
+    def _moved(self, rows: pd.DataFrame, fate: tuple[str, str], tally: Tally) -> None:
+        """Counts rows (columns stream, quality) that were kept as of this fate, and no longer their marks."""
+        if rows.empty:
+            return
+        tally.move(self._of_streams(rows), KEPT, fate)
+        mark_N = rows["quality"].map(self._names.words.name).to_numpy()
+        marked = rows[mark_N != ""]
+        tally.add(self._of_streams(marked), ("marked", mark_N[mark_N != ""]), -1)
+
+    def _of_streams(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """patient_id and signal of each row's stream."""
+        return self._names.of_streams(rows["stream"].to_numpy())
 
     def _facts(self, facts: pd.DataFrame) -> None:
         """Keeps the last value of each patient's fact."""
