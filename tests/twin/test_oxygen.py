@@ -67,7 +67,7 @@ def test_the_public_start_ranks_other_virtual_people_well_and_says_calibrated_ri
     assert probability.mean() == pytest.approx(label.mean(), rel=0.5)
 
 
-@pytest.mark.parametrize("model", ["mlp", "tcn"])
+@pytest.mark.parametrize("model", ["tcn"])
 def test_hidden_layers_add_nothing_to_the_public_start(model: str) -> None:
     linear, other = initial_state(load(WORDS)), initial_state(load([*WORDS, f"model={model}"]))
     columns = linear["head.weight"].shape[1]
