@@ -135,10 +135,14 @@ class Storm:
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Ends a process; gives how it ended."""
+        self.tell(name, number)
+        return self.wait_for_end(name)
+
+    def tell(self, name: str, number: int) -> None:
+        """Sends a signal to a process that has not ended."""
         process = self.processes[name]
         if self.zygote.poll(process) is None:
             os.kill(process, number)
-        return self.wait_for_end(name)
 
     def ended(self, name: str) -> int | None:
         """How a process ended by itself; None while it runs."""
