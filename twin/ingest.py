@@ -322,6 +322,8 @@ def _quarantine(
         return pd.DataFrame({name: pd.Series(dtype="str") for name in QUARANTINE})
     row = np.concatenate([rows_N for _, rows_N in tally.aside])
     reason = np.repeat([why.split(": ")[0] for why, _ in tally.aside], [len(r) for _, r in tally.aside])
+    order = np.argsort(row, kind="stable")
+    row, reason = row[order], reason[order]
     found = rows.iloc[row][["time", "system", "code", "value", "unit", "device"]].reset_index(drop=True)
     found = found.astype("str").fillna("")
     found.insert(0, "patient_id", pd.Index([*patients, ""], dtype="object").take(patient_N[row]))

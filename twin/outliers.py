@@ -84,8 +84,10 @@ def judge(rows: Streams, signals: Sequence[str]) -> Verdicts:
     Args:
         signals: names by number.
     """
-    table = _Table(rows, signals)
     mark_N = np.zeros(len(rows.value_N), dtype=np.int8)
+    if not len(mark_N):
+        return Verdicts(mark_N=mark_N, since_us_N=rows.since_us_N)
+    table = _Table(rows, signals)
     since_us_N, flat_N = _flat(rows, table)
     mark_N[flat_N] = MARKS.index("flatline")
     spike_N, jump_N = _excursions(rows, table)
@@ -129,8 +131,6 @@ class _Table:
 def _flat(rows: Streams, table: _Table) -> tuple[np.ndarray, np.ndarray]:
     """(when each row's run of the same value began, whether the run is too long)."""
     count = len(rows.value_N)
-    if not count:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
     new_N = ~table.follows_N | (table.change_N != 0)
     run_N = np.cumsum(new_N) - 1
     start_R = np.flatnonzero(new_N)
