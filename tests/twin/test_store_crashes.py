@@ -73,10 +73,11 @@ def test_a_killed_store_has_every_acknowledged_batch_once_and_nothing_is_readabl
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "open\n"
-            time.sleep(random.uniform(0.05, 0.6))
+            acknowledged = [int(process.stdout.readline()) for _ in range(random.randrange(2, 8))]
             assert_nothing_is_readable(path.parent)
+            time.sleep(random.uniform(0, 0.05))
             process.send_signal(signal.SIGKILL)
-            acknowledged = [int(line) for line in process.stdout.read().split("\n")[:-1]]
+            acknowledged += [int(line) for line in process.stdout.read().split("\n")[:-1]]
         said = max([said, *acknowledged])
         assert_nothing_is_readable(path.parent)
         with Store.open(path, KEY) as store:
