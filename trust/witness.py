@@ -24,6 +24,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
 
@@ -45,6 +46,15 @@ class ProofMissing(TrustError):
     """A head that comes without a proof from the head that is held; the next message may bring it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reported:
+    """The last refused head of a peer that was recorded, and how many more were refused since."""
+
+    root: str
+    time_s: float
+    more: int = 0
+
+
 class Witness:
     """Holds heads of other logs for one log; threads may share it.
 
@@ -64,7 +74,7 @@ class Witness:
     ) -> None:
         self._log, self._keys, self._clock = log, keys, clock
         self._lock = threading.Lock()
-        self._reported: set[tuple[str, str]] = set()
+        self._reported: dict[tuple[str, str], _Reported] = {}
         self._unproved: dict[str, int] = {}
         self._said_at: dict[str, float] = {}
 
@@ -145,6 +155,7 @@ class Witness:
         self._log.hold(whose, peer, signed)
         if first:  # also after people have accepted a new log
             self._said_at[peer] = -math.inf
+            self._reported.pop(("peer_log_refused" if whose == "peer" else "own_log_refused", peer), None)
 
     def _record(self, peer: str) -> None:
         """Writes down which heads were exchanged, the first time and then at most once an hour.
@@ -174,15 +185,26 @@ class Witness:
         self._said_at[peer] = self._clock()
 
     def _report(self, kind: str, peer: str, signed: SignedHead, held: SignedHead | None, why: str) -> None:
-        """Records a refused head, once."""
-        if (peer, signed.head.root) in self._reported:
-            return
+        """Records a refused head: the first of a peer, then one an hour, with how many came in between.
+
+        Attack: a peer that signs a new contradiction with each beat, to fill the log.
+        """
+        now_s, place = self._clock(), (kind, peer)
+        last = self._reported.get(place)
+        if last is not None:
+            if signed.head.root == last.root:
+                return
+            if abs(now_s - last.time_s) < _RECORD_EVERY_S:
+                self._reported[place] = replace(last, more=last.more + 1)
+                return
+            if last.more:
+                why = f"{why} So did {last.more} others of its heads since the last record of this kind."
         facts: dict[str, Fact] = {"peer": peer, "size": signed.head.size, "root": signed.head.root}
         facts |= {"time": signed.head.time, "key": signed.key, "signature": signed.signature}
         if held is not None:
             facts |= {f"held_{name}": value for name, value in held.to_dict().items()}
         self._log.append(kind, who=peer, why=why, **facts)
-        self._reported.add((peer, signed.head.root))
+        self._reported[place] = _Reported(root=signed.head.root, time_s=now_s)
 
 
 def _check_extends(held: SignedHead, new: SignedHead, proof: Sequence[bytes], since: int) -> None:

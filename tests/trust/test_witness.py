@@ -145,6 +145,29 @@ def test_a_site_that_rewrote_its_history_is_seen_and_both_heads_are_kept_as_proo
     assert verify(coordinator.path) == []
 
 
+def test_a_peer_that_contradicts_itself_without_end_fills_no_log(site: Side, coordinator: Side) -> None:
+    site.work(100)
+    coordinator.witness.hear("north", site.witness.say("coordinator"))
+
+    def contradict(times: int) -> list[str]:
+        site.replaced(None)
+        for number in range(times):
+            site.work(code=f"z{number}")
+            with pytest.raises(TrustError, match="restored or cut"):
+                coordinator.witness.hear("north", site.witness.say("coordinator"))
+        return [record.why for record in coordinator.log.records(kinds=["peer_log_refused"])]
+
+    assert len(contradict(20)) == 1
+    coordinator.now_s += 3601.0
+    told = contradict(2)
+    assert len(told) == 2
+    assert "19 others" in told[1]
+    coordinator.log.release("north", who="Ada", why="looked")
+    site.work(200)
+    coordinator.witness.hear("north", site.witness.say("coordinator"))
+    assert len(contradict(3)) == 3  # a new log that contradicts itself is told at once
+
+
 def held_size(side: Side) -> int:
     held = side.log.held("peer", "north")
     assert held is not None
