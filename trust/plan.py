@@ -16,6 +16,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
+from statistics import median_low
 from typing import Any
 
 from conf.schema import Model, Strategy, Task
@@ -135,9 +136,16 @@ class Plan:
         return tuple(participant.site for participant in self.participants)
 
     def weights(self) -> dict[str, float]:
-        """The weight of each participant in the mean of updates; they add up to one."""
+        """The weight of each participant in the mean of updates; they add up to one.
+
+        Nobody can check how many patients a site declares, so a number counts up to
+        strategy.most_times_median times the median alone (of two in the middle, the lower).
+        """
         equal = self.strategy.weighting == "equal"
         shares = {entry.site: 1.0 if equal else float(entry.patients) for entry in self.participants}
+        if shares:
+            most = self.strategy.most_times_median * median_low(shares.values())
+            shares = {site: min(share, most) for site, share in shares.items()}
         total = sum(shares.values())
         return {site: share / total for site, share in shares.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,30 @@ def test_weights_are_shares_of_declared_patients_or_equal() -> None:
     assert PLAN.weights() == pytest.approx({"north": 55 / 65, "south": 10 / 65})
     equal = replace(PLAN, strategy=Strategy(weighting="equal"))
     assert equal.weights() == pytest.approx({"north": 0.5, "south": 0.5})
+
+
+@given(
+    st.lists(st.integers(1, 200_000).map(lambda count: 5 * count), min_size=1, max_size=9),
+    st.floats(1.0, 50.0),
+)
+def test_no_declared_number_lifts_a_site_above_so_many_times_the_median(
+    patients: list[int], times: float
+) -> None:
+    declared = {f"site-{row}": count for row, count in enumerate(patients)}
+    strategy = Strategy(most_times_median=times)
+    weights = replace(OFFER, strategy=strategy).with_participants(declared).weights()
+    assert sum(weights.values()) == pytest.approx(1.0)
+    middle = statistics.median_low(weights.values())
+    assert max(weights.values()) <= times * middle * (1 + 1e-9)
+    # A site that lies gains no more than the cap, whatever it says; the others keep their ratio.
+    lying = replace(OFFER, strategy=strategy).with_participants({**declared, "site-0": 1_000_000}).weights()
+    assert lying["site-0"] <= times * statistics.median_low(lying.values()) * (1 + 1e-9)
+
+
+def test_of_three_like_sites_a_liar_has_five_sixths_and_honest_numbers_count_in_full() -> None:
+    lie = OFFER.with_participants({"a": 50, "b": 50, "c": 1_000_000})
+    assert lie.weights()["c"] == pytest.approx(10 / 12)
+    assert PLAN.weights() == pytest.approx({"north": 55 / 65, "south": 10 / 65})
 
 
 @given(st.integers(min_value=1, max_value=100_000))
