@@ -77,7 +77,8 @@ def _timed(table: pd.DataFrame) -> pd.DataFrame:
 
 def _median(table: pd.DataFrame, columns: list[str]) -> pd.Series:
     values = table[columns].apply(pd.to_numeric, errors="coerce")
-    return values.where(values > 0).median(axis=1)
+    middle: pd.Series = values.where(values > 0).median(axis=1)
+    return middle
 
 
 def _add(entries: Entries, table: pd.DataFrame, signal: str, unit: str) -> None:
