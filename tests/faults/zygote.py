@@ -72,7 +72,9 @@ def serve() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "start":
-            answer: int | None = start(asked["words"], asked["log"], asked["fault"])
+            process = start(asked["words"], asked["log"], asked["fault"])
+            codes.pop(process, None)  # ids come round again
+            answer: int | None = process
         else:
             answer = _ended(asked["process"], codes)
         print(json.dumps(answer), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from link.coordinator import LinkGrid
 from link.errors import CallRefused
 from link.frames import Limits
 from link.hospital import State
+from link.session import MOST_QUEUED_BYTES
+from link.transfers import Incoming
 from tests.link.federation_of_certificates import Federation, federation
 from tests.lossy_wire import DOWN, UP, LossyWire
 
@@ -198,6 +201,25 @@ def test_a_full_disk_refuses_one_parcel_and_keeps_the_connection(
     content = model(4)
     assert same(ask(grid, content), content)
     assert [event for event, _, _ in there.events] == ["connected"]
+
+
+def test_a_slow_disk_holds_the_sender_back(there: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, put, queued = os.pwrite, Incoming.put, [0]
+
+    def slow(file: int, data: bytes, offset: int) -> int:
+        time.sleep(0.002)
+        return write(file, data, offset)
+
+    def counted(incoming: Incoming, data: memoryview) -> None:
+        put(incoming, data)
+        queued.append(incoming.queued)
+
+    monkeypatch.setattr("link.transfers.os.pwrite", slow)
+    monkeypatch.setattr(Incoming, "put", counted)
+    there.hospital("alpha", echo)
+    content = model(12)
+    assert same(ask(LinkGrid(there.server), content), content)
+    assert SMALL_CHUNKS.chunk_bytes < max(queued) <= MOST_QUEUED_BYTES + SMALL_CHUNKS.chunk_bytes
 
 
 def test_a_second_connection_replaces_the_first(there: Federation) -> None:
