@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from twin.store.errors import StoreError
+from twin.store.errors import StoreError, WrongKeyError
 
 if TYPE_CHECKING:
     import duckdb
@@ -115,7 +115,7 @@ def guarded(what: str) -> Iterator[None]:
 
 def _opening_error(path: Path, text: str) -> StoreError:
     if "Wrong encryption key" in text:
-        return StoreError(
+        return WrongKeyError(
             f"Expected the data key that {path} was written under; this is another one, or the file's first"
             " bytes are damaged. Check the vault, or restore a backup."
         )
