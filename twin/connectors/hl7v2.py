@@ -181,7 +181,8 @@ class _Message:
         else:
             fitting = sorted(found, key=lambda parts: _nth(parts, 4) != "MR")
         ids = [marks.text(parts[0]).strip() for parts in fitting]
-        return next((one for one in ids if one not in ("", '""') and _LOST not in one), "")
+        first = next((one for one in ids if one not in ("", '""')), "")
+        return "" if _LOST in first else first
 
     def _obr(self, fields: list[str]) -> None:
         self.time = _nth(fields, 7)

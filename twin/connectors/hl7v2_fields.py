@@ -26,6 +26,7 @@ UNKNOWN: Final = "ascii"
 """Of an unknown character set only ASCII is sure; the rest becomes U+FFFD, and identifiers with it are not
 read."""
 
+_HEADERS: Final = frozenset(["MSH", "BHS", "FHS"])
 _TIME: Final = re.compile(
     r"(?P<date>\d{8})(?:(?P<hour>\d{2})(?P<minute>\d{2})(?P<second>\d{2})?(?P<part>\.\d{1,6})?)?"
     r"(?P<zone>[+-]\d{4})?",
@@ -49,9 +50,9 @@ class Separators:
         return self.component + self.repeat + self.escape + self.sub
 
     def fields(self, segment: str) -> list[str]:
-        """The fields of a segment; [0] is its name, and in MSH the separator counts as the first."""
+        """The fields of a segment; [0] is its name, and in a header the separator counts as the first."""
         parts = segment.split(self.field)
-        return [parts[0], self.field, *parts[1:]] if parts[0] == "MSH" else parts
+        return [parts[0], self.field, *parts[1:]] if parts[0] in _HEADERS else parts
 
     def components(self, field: str) -> list[str]:
         """The components of a field, at least one."""

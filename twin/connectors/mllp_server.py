@@ -92,13 +92,15 @@ class Server:
                 "choose another port."
             ) from None
         self._listener.settimeout(_TURN_S)
+        self._accepting = threading.Thread(target=self._accept, name="mllp-accept", daemon=True)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, name="mllp-accept", daemon=True).start()
+        self._accepting.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
+        self._accepting.join(timeout=10 * _TURN_S)  # while it waits for a peer, the port is not free
         self._listener.close()
 
     def faults(self) -> Counter[str]:
