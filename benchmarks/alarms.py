@@ -6,11 +6,11 @@ Run it from the root:
     PYTHONPATH=. .venv/bin/python benchmarks/alarms.py studies
 
 Each patient's later half is judged: by a site model of other patients (five folds) from the public start, and
-a personal one from the earlier half, with bands that adapt as the record goes on. All ways of ringing go through
-the same engine (begin at the limit, end 5 mg/dL above it for 15 minutes, silent for 30). An event is
-`twin.tasks.metrics.alarms.event_onsets` below 70 mg/dL. It was told of if an alarm was active
-at some time in the hour up to its onset, the onset included. An alarm is false if no reading of the hour after it
-began is below 70 mg/dL. Intervals: 95 %, 1,000 resamples of the patients of a site.
+a personal one from the earlier half, with bands that adapt as the record goes on. All ways of ringing go
+through the same engine (begin at the limit, end 5 mg/dL above it for 15 minutes, silent for 30). An event is
+`twin.tasks.metrics.alarms.event_onsets` below 70 mg/dL. It was told of if an alarm was active at some time in
+the hour up to its onset, the onset included. An alarm is false if no reading of the hour after it began is
+below 70 mg/dL. Intervals: 95 %, 1,000 resamples of the patients of a site.
 
 Letters: N windows, P patients, H horizons, L levels of coverage, W ways of ringing, E events, A alarms.
 """
@@ -71,7 +71,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for folder in sorted(p for p in Path(sys.argv[1]).iterdir() if p.is_dir()):
         forecast, slope_N = _forecast(folder)
-        say(f"\n{folder.name}: {len(np.unique(forecast.patient_N))} patients, {len(forecast.patient_N):,} windows")
+        people, windows = len(np.unique(forecast.patient_N)), len(forecast.patient_N)
+        say(f"\n{folder.name}: {people} patients, {windows:,} windows")
         low_NHL, high_NHL = adapted(forecast)
         _print_bands(forecast, low_NHL, high_NHL)
         _print_alarms(forecast, slope_N, low_NHL)
@@ -135,7 +136,16 @@ def _forecast(folder: Path) -> tuple[Forecast, np.ndarray]:
         parts.append(task.forecast(personal.outputs(network, task, rows), rows))
         slopes.append(slope_N[(test_N & late_N).numpy()])
     order = np.argsort(np.concatenate([part.patient_N for part in parts]), kind="stable")
-    names = ("low_NH", "middle_NH", "high_NH", "target_NH", "observed_NH", "anchor_N", "patient_N", "time_us_N")
+    names = (
+        "low_NH",
+        "middle_NH",
+        "high_NH",
+        "target_NH",
+        "observed_NH",
+        "anchor_N",
+        "patient_N",
+        "time_us_N",
+    )
     joined = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names}
     return replace(parts[0], **joined), np.concatenate(slopes)[order]
 
@@ -166,7 +176,7 @@ def _runs(forecast: Forecast) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _print_bands(forecast: Forecast, low_NHL: np.ndarray, high_NHL: np.ndarray) -> None:
-    say(f"{'band':<8} {'horizon':>7} {'fixed: covers':>14} {'patients':>15} {'adapted':>8} {'patients':>15} {'wider':>6}")
+    say(f"{'band':<8} {'horizon':>7} {'fixed: %, patients':>30} {'adapted: %, patients':>24} {'wider':>6}")
     for level, share in enumerate(LEVELS):
         for h, ahead_min in ((1, 30), (3, 60)):
             stretch = (1.0, 1.645 / 1.2816)[level]
@@ -207,7 +217,8 @@ def _print_alarms(forecast: Forecast, slope_N: np.ndarray, low_NHL: np.ndarray) 
     }
     judged = judge(forecast, np.stack([scores[kind] - limit for _, kind, limit in WAYS], axis=1))
     say(f"{int(judged.events.sum())} events in {judged.days.sum():.0f} patient-days")
-    say(f"{'alarm':<28} {'told of, %':>18} {'15 min early, %':>18} {'precision, %':>18} {'lead, min':>18} {'false/day':>18}")
+    heads = ("told of, %", "15 min early, %", "precision, %", "lead, min", "false/day")
+    say(f"{'alarm':<28} " + " ".join(f"{head:>18}" for head in heads))
     draws = np.random.default_rng(7)
     weights = draws.multinomial(len(judged.events), np.full(len(judged.events), 1 / len(judged.events)), 1000)
     for way, (name, _, _) in enumerate(WAYS):
@@ -238,7 +249,10 @@ def judge(forecast: Forecast, score_NW: np.ndarray) -> Judged:
         for notice in engine.step(0, row, score_NW[at].ravel(), now, names):
             moments = begun if notice.event == "raised" else ended
             moments[int(notice.alert.patient_id)].append(round(notice.at.timestamp() * 1e6))
-    parts = [_patient(forecast, p, slice(first_P[p], first_P[p] + count_P[p]), begun, ended, ways) for p in range(patients)]
+    parts = [
+        _patient(forecast, p, slice(first_P[p], first_P[p] + count_P[p]), begun, ended, ways)
+        for p in range(patients)
+    ]
     events, days = np.array([part[0] for part in parts]), np.array([part[1] for part in parts])
     table = np.array([part[2] for part in parts])
     return Judged(
@@ -265,7 +279,9 @@ def _patient(
             if active.any():
                 lead = min(60.0, (onset - start_A[active].min()) / MIN_US)
                 table[way, :3] += 1.0, lead >= 15.0, lead
-        later = np.searchsorted(time_us, start_A + HOUR_US, "right") - np.searchsorted(time_us, start_A, "right")
+        later = np.searchsorted(time_us, start_A + HOUR_US, "right") - np.searchsorted(
+            time_us, start_A, "right"
+        )
         seen = start_A[later > 0]
         lows = np.searchsorted(low_us, seen + HOUR_US, "right") - np.searchsorted(low_us, seen, "left")
         table[way, 3:] = len(seen), (lows == 0).sum()

@@ -31,7 +31,9 @@ LOW = Rule(
     off_for_min=0,
     silent_min=0,
 )
-traces = st.lists(st.sampled_from([55.0, 69.0, 72.0, 79.0, 85.0, 120.0, float("nan")]), min_size=1, max_size=60)
+traces = st.lists(
+    st.sampled_from([55.0, 69.0, 72.0, 79.0, 85.0, 120.0, float("nan")]), min_size=1, max_size=60
+)
 
 
 def ring(rule: Rule, values: list[float], step_min: float = 5.0) -> tuple[list[Notice], list[bool]]:

@@ -10,7 +10,7 @@ from twin.ward.bands import LEVELS, Bands
 
 
 def covered(bands: Bands, ratio_TP: np.ndarray) -> np.ndarray:
-    """The share of outcomes of each patient within each level's band, as the bands stood before them, P × L."""
+    """The share of each patient's outcomes within each band, as it stood before them, P × L."""
     rows = np.arange(ratio_TP.shape[1])
     bands.reserve(len(rows))
     inside = np.zeros((len(rows), len(LEVELS)))

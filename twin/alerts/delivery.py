@@ -177,7 +177,7 @@ class Delivery:
                     self._sent[name], self._failed[name], self._dead_count[name], self._overflowed[name] = (
                         told["counts"]
                     )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"The snapshot of notices cannot be read ({type(error).__name__}).") from None
         if lost:
             _LOG.warning("%d notices waited for sinks that alerts.toml does not have any more", lost)

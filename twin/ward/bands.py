@@ -61,8 +61,8 @@ class Bands:
         Args:
             ratio_N: how far the outcome lay above the path, in the model's own spread of that side: negative
                 below.
-            given_N2L: the factors that the forecast was given when it was made. An hour later they are others,
-                and only what was promised can be kept or broken.
+            given_N2L: the factors that the forecast was given when it was made. An hour later they are
+                others, and only what was promised can be kept or broken.
         """
         count_N = self.count[row_N, horizon]
         step_N = np.maximum(_FIRST_STEP / np.sqrt(1.0 + count_N), _LEAST_STEP)

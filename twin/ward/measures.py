@@ -32,6 +32,8 @@ _LEAST_SIGNS = 3
 # For so long after a compression low is over, it is told of.
 _PRESSED_TOLD_MIN = 30.0
 _LEAST_READINGS = 24
+# Mean square of surprises, in the model's own unit: a smoother record counts as one as smooth as this.
+_LEAST_NOISE = 0.1
 
 
 def measure(
@@ -88,7 +90,7 @@ def device(state: State, stream_N: np.ndarray, now_us: int) -> dict[str, np.ndar
     """How sensors do: flat_min, gap_min, missing_percent, noise, age_days, pressed; each N."""
     time_us_N = state["time_us"][stream_N]
     gap_N = np.maximum(now_us - time_us_N, 0) / _MIN_US - np.exp(state["log_step"][stream_N])
-    past_N = np.maximum(state["noise_past"][stream_N], 0.05)
+    past_N = np.maximum(state["noise_past"][stream_N], _LEAST_NOISE)
     enough_N = state["count"][stream_N] >= _LEAST_READINGS
     since_N = (now_us - state["pressed_us"][stream_N]) / _MIN_US
     return {

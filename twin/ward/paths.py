@@ -8,17 +8,23 @@ Letters: N patients with a forecast, P patients' rows, H horizons, L levels of c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from twin.personal.bayes import PathTask
+from twin.signals import SIGNALS
 from twin.site import Site
 from twin.tasks.protocol import Examples, Forecast
 from twin.tasks.windows import Clock, microseconds, track, values_after
 from twin.ward.bands import Bands
 from twin.ward.forecaster import Forecaster
 
+COLUMNS: Final = (
+    *("patient_id", "task", "model", "made", "horizon_min", "at", "middle", "probability"),
+    *("low_80", "high_80", "low_90", "high_90"),
+)
 _MIN_US = 60_000_000
 # An outcome is the reading nearest to the horizon, within so many minutes.
 _WITHIN_MIN = 2.5
@@ -44,7 +50,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Waiting:
-    """Forecasts of one moment whose outcome is awaited: the model's own spreads (N × 2 × H), their factors."""
+    """Forecasts of one moment whose outcome is awaited; spreads are the model's own, factors the bands'."""
 
     row_N: np.ndarray
     time_us_N: np.ndarray
@@ -64,6 +70,8 @@ class Paths:
         self.standing: Standing | None = None
         self._waiting: list[list[_Waiting]] = [[] for _ in self.horizons_min]
         self._last_us = np.zeros(0, np.int64)
+        signal = SIGNALS.get(forecaster.task.name)
+        self._limits = (signal.low, signal.high) if signal else (-np.inf, np.inf)
 
     def make(self, site: Site, names: np.ndarray, row_of: dict[str, int], now_us: int) -> Standing:
         """Forecasts for every patient with fresh data, after learning from the outcomes that came.
@@ -88,8 +96,8 @@ class Paths:
     def table(self, names: np.ndarray) -> pd.DataFrame:
         """The standing forecasts, one row for each patient and horizon."""
         standing = self.standing
-        if standing is None or not len(standing.row_N):
-            return pd.DataFrame()
+        if standing is None:
+            return pd.DataFrame(columns=COLUMNS)
         count, horizons = len(standing.row_N), len(self.horizons_min)
         made_us = np.repeat(standing.time_us_N, horizons)
         ahead_min = np.tile(np.array(self.horizons_min, np.int64), count)
@@ -153,12 +161,17 @@ class Paths:
         )
         for waiting in self._waiting:
             waiting.append(waits)
+        middle_NH1 = middle_NH[..., None]
+        low_NHL = middle_NH1 - spread_N2H[:, 0, :, None] * factor_N2HL[:, 0]
+        high_NHL = middle_NH1 + spread_N2H[:, 1, :, None] * factor_N2HL[:, 1]
+        # No value lies beyond the signal's own limits, so a band need not either.
+        least, most = self._limits
         return Standing(
             row_N=row_N,
             time_us_N=forecast.time_us_N,
             middle_NH=middle_NH,
-            low_NHL=middle_NH[..., None] - spread_N2H[:, 0, :, None] * factor_N2HL[:, 0],
-            high_NHL=middle_NH[..., None] + spread_N2H[:, 1, :, None] * factor_N2HL[:, 1],
+            low_NHL=np.maximum(low_NHL, np.minimum(least, middle_NH1)),
+            high_NHL=np.minimum(high_NHL, np.maximum(most, middle_NH1)),
         )
 
     def _learn(self, site: Site, row_of: dict[str, int], now_us: int) -> None:

@@ -31,14 +31,15 @@ from twin.ward.dynamics import Public
 from twin.ward.forecaster import Forecaster
 from twin.ward.measures import measure
 from twin.ward.pairs import BLOOD, SENSOR, Pairs
-from twin.ward.paths import Paths
+from twin.ward.paths import COLUMNS, Paths
 from twin.ward.recent import Recent
 from twin.ward.roster import Roster
 from twin.ward.state import State
 from twin.ward.twin import Twin
 
 # Forecasts look so far back, unless a task says more (`history_min`).
-_FILLED = "filled"
+# Marks of a reading that nobody doubts; virtual people have "ok".
+_PLAIN, _FILLED = ("", "ok"), "filled"
 _LEVEL_HOURS, _DOSE_HOURS = 3.5, 26.0
 
 
@@ -117,7 +118,7 @@ class Ward:
         value_N = observations["value"].to_numpy(np.float64)
         # What was filled in repeats what was read before: it says nothing new of a patient.
         quality_N = observations["quality"]
-        suspect_N = quality_N.ne("").to_numpy(bool)
+        suspect_N = ~quality_N.isin(_PLAIN).to_numpy(bool)
         counted_N = suspect_N & quality_N.ne(_FILLED).to_numpy(bool)
         device_N = self._device_numbers(observations["source"])
         stream_N = row_N * len(self.signals) + signal_N
@@ -147,7 +148,7 @@ class Ward:
                 paths.make(site, names, row_of, now_us)
                 parts.append(paths.table(names))
         parts = [part for part in parts if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
 
     def check(self, now: pd.Timestamp, patients: Sequence[str] | None = None) -> list[Notice]:
         """Measures every rule for all patients, or for some; what happened to alerts."""
@@ -237,7 +238,7 @@ class Ward:
             self._engine.restore(json.dumps(told["alerts"]), rows)
             for task, patients in told["bands"].items():
                 self._restore_bands(task, patients, rows)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DataError(f"The ward's snapshot cannot be read ({type(error).__name__}).") from None
 
     def _restore_bands(self, task: str, patients: dict[str, list[list[float]]], rows: dict[str, int]) -> None:
