@@ -66,6 +66,8 @@ class Server:
         Raises:
             DataError: an address is not https, or a file or the proxy cannot be used.
         """
+        for library in ("httpx", "httpcore"):  # they log addresses with ids in them, and headers
+            logging.getLogger(library).setLevel(logging.WARNING)
         for url in (self.base, self.client.token_url if self.client else self.base):
             check_address(url)
         if self.client is not None:
