@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.stored import KEY, batch, frame, minutes
 from twin import ingested as form
-from twin.cleaning import clean
+from twin.cleaning import clean, step_minutes
 from twin.signals import SIGNALS
 from twin.store import Store, StoreError
 
@@ -85,7 +85,9 @@ def test_sources_are_merged_as_cleaning_merges_rows(store: Store) -> None:
     store.commit(batch(*rows))
     raw = frame(("patient_id", "signal", "time", "value"), [(p, s, minutes(m), v) for p, s, m, v, _ in rows])
     wanted = clean(raw.assign(unit=raw["signal"].map(lambda name: SIGNALS[name].unit))).observations
-    found = store.site("s", purpose="care").observations
+    site = store.site("s", purpose="care")
+    found = site.observations
+    assert site.step_min == step_minutes(found)
     pd.testing.assert_frame_equal(
         found[["patient_id", "signal", "time", "value"]], wanted[["patient_id", "signal", "time", "value"]]
     )

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from twin.cleaning import step_minutes
 from twin.ingested import COUNTS
 from twin.signals import SIGNALS
 from twin.site import Quality, Site
@@ -58,7 +57,7 @@ def site(
         name=name,
         observations=observations,
         patients=_facts(connection, allowed),
-        step_min=step_minutes(observations),
+        step_min=_steps(frame, streams),
         quality=_quality(connection, allowed, len(observations), dropped),
     )
 
@@ -176,6 +175,16 @@ def _merged(frame: dict[str, np.ndarray], streams: pd.DataFrame) -> tuple[dict[s
     merged["value"] = merged["value"].copy()
     merged["value"][several_N[first_N]] = value[first_N[several_N]].to_numpy()
     return merged, int(same_N.sum())
+
+
+def _steps(frame: dict[str, np.ndarray], streams: pd.DataFrame) -> dict[str, float]:
+    """What `twin.cleaning.step_minutes` says of these rows, from numbers instead of names."""
+    signal_S, signals = pd.factorize(streams["signal"], sort=True)
+    within_N = np.diff(frame["place"]) == 0
+    minutes_N = np.diff(frame["time"])[within_N] / 60e6
+    signal_N = signal_S[frame["place"][1:][within_N]]
+    steps = ((str(name), minutes_N[signal_N == code]) for code, name in enumerate(signals))
+    return {name: round(float(np.median(step_N)), 2) for name, step_N in steps if len(step_N)}
 
 
 def _canonical(
