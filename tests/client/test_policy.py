@@ -148,7 +148,7 @@ def test_numbers_survive_the_text_of_a_policy(epsilon: float, patients: int) -> 
         ("delta = 1e-4", ""),
         ("minimum_patients = 5", "minimum_patients = 5.0"),
         ("minimum_patients = 5", "minimum_patients = 0"),
-        ('tasks = ["glucose", "heart"]', 'tasks = "glucose"'),
+        ('tasks = ["glucose", "heart", "hypoxemia"]', 'tasks = "glucose"'),
         ("[plugins]", "[plugins]\nx = 'short'"),
         ("[plugins]", "[surprise]"),
         ("[admit]", "[admit"),
