@@ -16,6 +16,17 @@ transfers/             partial transfers of the link
 declared.json          how many patients the site says that it has, by task
 status.json            how the running process stands
 lock                   held by the process that runs the site
+
+A site with a store (docs/site.md) has beside these:
+
+store/                 the encrypted store of its patients, and its backups
+vault.json             the store's key, wrapped
+store.toml             how the store is unlocked, and how its process works
+feeds.toml             where observations come from
+access.toml            who of this machine's users may do what
+alerts.toml            rules of alerts, and who is told of them
+codes.toml             codes that the catalogue lacks
+run/door               the socket at which the site's process is asked
 """
 
 from __future__ import annotations
@@ -46,7 +57,8 @@ class SiteSettings:
         address: host:port of the coordinator that this site dials.
         role: "site", or "receiver" for a member that only receives models.
         proxy: http://host:port of an HTTP proxy that tunnels (CONNECT); None dials directly.
-        data_path: folder that holds the site's observations and patients; None for a receiver.
+        data_path: folder that holds the site's observations and patients; "store" is the site's own store,
+            and so is None where there is one; None for a receiver.
         timezone: IANA zone of times that carry none; they are refused without it.
         device: auto, cpu or cuda.
     """
@@ -89,6 +101,15 @@ class SiteHome:
         self.declared = self.directory / "declared.json"
         self.status_path = self.directory / "status.json"
         self.lock_path = self.directory / "lock"
+        self.store = self.directory / "store" / "patients.duckdb"
+        self.backups = self.directory / "store" / "backups"
+        self.vault = self.directory / "vault.json"
+        self.store_settings = self.directory / "store.toml"
+        self.feeds = self.directory / "feeds.toml"
+        self.access = self.directory / "access.toml"
+        self.alerts = self.directory / "alerts.toml"
+        self.codes = self.directory / "codes.toml"
+        self.door = self.directory / "run" / "door"
 
     @classmethod
     def create(cls, directory: str | Path, settings: SiteSettings) -> SiteHome:
@@ -168,6 +189,16 @@ class SiteHome:
         """Writes coordinator_keys.json whole or not at all."""
         text = json.dumps(keys, indent=2, sort_keys=True) + "\n"
         write_file(self.coordinator_keys_path, text.encode(), replace=True)
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is a store of patients."""
+        return self.vault.exists()
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the site has joined a federation."""
+        return self.certificate.exists()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -62,6 +62,26 @@ def site(
     )
 
 
+def recent(
+    connection: duckdb.DuckDBPyConnection, span: pd.Timedelta, patients: Collection[str] | None
+) -> pd.DataFrame:
+    """The last `span` of every stream as feeds delivered it: of all sources, with suspects."""
+    streams = _streams(connection, _allowed(connection, "care", patients))
+    with Registered(connection, streams[["stream"]]) as table:
+        found = connection.execute(
+            f"WITH some AS (SELECT o.* FROM store.observations o SEMI JOIN {table} USING (stream)),"
+            " latest AS (SELECT stream, max(time) AS time FROM some GROUP BY stream)"
+            " SELECT s.stream, s.time, s.value, s.source, s.quality FROM some s JOIN latest l USING (stream)"
+            " WHERE s.time > l.time - ?",
+            [int(span.total_seconds() * 1e6)],
+        ).to_arrow_table()
+    frame = {name: column.to_numpy() for name, column in zip(found.column_names, found.columns, strict=True)}
+    place_S = np.zeros(int(streams["stream"].max()) + 1 if len(streams) else 0, dtype=np.int32)
+    place_S[streams["stream"].to_numpy()] = np.arange(len(streams))
+    frame["place"] = place_S[frame.pop("stream")]
+    return _canonical(connection, _sorted(frame), streams)
+
+
 def patients(connection: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     """Index patient_id, one column per fact: everybody of whom the store knows anything."""
     return _facts(connection, _allowed(connection, "care", None))

@@ -177,6 +177,15 @@ class Store:
                 connection, name, purpose=purpose, patients=patients, since=since, marked=marked
             )
 
+    def recent(self, span: pd.Timedelta, patients: Collection[str] | None = None) -> pd.DataFrame:
+        """The last `span` of every stream as feeds delivered it, columns as `twin.ingested.OBSERVATIONS`.
+
+        Suspect rows and rows of several sources are in it: from it a process that was restarted knows again
+        what it knew. Sorted by patient, signal and time.
+        """
+        with self._file.snapshot("reading recent observations") as connection:
+            return reading.recent(connection, span, patients)
+
     def patients(self) -> pd.DataFrame:
         """Index patient_id (sorted), one column per fact, of everybody."""
         with self._file.snapshot("reading patients") as connection:
