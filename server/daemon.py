@@ -52,6 +52,8 @@ from trust.witness import Witness
 CALLS_MIN = 30
 """Calls of one member in a minute: a hospital looks for a model of each task once a minute."""
 
+SIGNALS_S = 1.0
+
 logger = logging.getLogger(f"twinward.{__name__}")
 
 
@@ -73,7 +75,8 @@ def serve(home: CoordinatorHome, *, on_ready: Callable[[Daemon], None] | None = 
         with home.lock(), Daemon(home) as daemon:
             if on_ready is not None:
                 on_ready(daemon)
-            ended.wait()
+            while not ended.wait(SIGNALS_S):
+                pass  # a signal that another thread was given is handled only when this one runs
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
