@@ -83,7 +83,7 @@ def test_the_fast_way_and_fhir_resources_agree_on_every_resource_there_is(record
         assert [row[4] for row in fast.observed] == [row[4] for row in slow.observed]
         assert [_moment(row[1]) for row in fast.observed] == [_moment(row[1]) for row in slow.observed]
         if resource["resourceType"] == "Observation" and fast.observed:
-            model = Observation.model_validate(resource)
+            model: Any = Observation.model_validate(resource)
             parts = [model, *(model.component or [])]
             numbers = [float(part.valueQuantity.value) for part in parts if part.valueQuantity]
             for part in parts:
@@ -242,7 +242,7 @@ def test_what_the_fast_way_refuses_and_the_library_reads_is_read() -> None:
 
 
 def test_no_words_of_a_resource_reach_a_batch() -> None:
-    words = {
+    words: dict[str, Any] = {
         "text": {"status": "generated", "div": "<div>Miller</div>"},
         "note": [{"text": "Miller"}],
         "device": {"display": "Miller's watch"},
