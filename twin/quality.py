@@ -61,10 +61,9 @@ def quality(counts: pd.DataFrame, *, patients: bool = False) -> Quality:
     people.sort(
         key=lambda line: -sum(line.fates.get(fate, 0) for fate in ("dropped", "quarantined", "marked"))
     )
-    sums = told[told["fate"] != "kept"].groupby(["fate", "reason", "signal"])["rows"].sum()
-    reasons = [
-        (str(fate), str(why), str(signal), int(n)) for (fate, why, signal), n in sums.to_dict().items()
-    ]
+    sums = told[told["fate"] != "kept"].groupby(["fate", "reason", "signal"], as_index=False)["rows"].sum()
+    columns = [sums[name].tolist() for name in ("fate", "reason", "signal", "rows")]
+    reasons = [(str(fate), str(why), str(of), int(n)) for fate, why, of, n in zip(*columns, strict=True)]
     reasons.sort(key=lambda entry: (-entry[3], entry[:3]))
     total = _lines(told.assign(site="all"), "site")
     return Quality(
