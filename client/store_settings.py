@@ -78,7 +78,9 @@ def read_store_settings(home: SiteHome) -> StoreSettings:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _unreadable(f"{home.directory} has no store: make one with `twinward site store init`.") from None
+        raise _unreadable(
+            f"{home.directory} has no store: make one with `twinward site store init`."
+        ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(f"Expected TOML in {path} ({type(error).__name__}); see docs/site.md.") from None
     faults = [fault for name, value in data.items() for fault in _faults(name, value)]
