@@ -90,7 +90,7 @@ def _ledger(home: SiteHome) -> Finding:
 def _data(home: SiteHome) -> Finding:
     from client.data import read_data
 
-    site = read_data(home.settings())
+    site = read_data(home)
     if not len(site.patients):
         return Finding(what="data", state="broken", found="no patients", mend="see docs/data.md")
     return Finding(what="data", state="ok", found="can be read")  # no number of patients: this may be copied

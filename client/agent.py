@@ -85,8 +85,11 @@ class Agent:
         if self._link is not None:
             self._link.end_calls()  # to a coordinator that is gone, a chore would wait a minute for each
 
-    def run(self) -> None:
+    def run(self, *, locked: bool = False) -> None:
         """Works until `stop`.
+
+        Args:
+            locked: this process holds the home's lock already (client/up.py).
 
         Raises:
             ClientError: another process runs this site; a file of the site cannot be used; the logs
@@ -96,7 +99,8 @@ class Agent:
         if not TLS13_ONLY:
             raise LinkError("gRPC was imported before link, so TLS 1.2 could be spoken.")
         with ExitStack() as stack:
-            stack.enter_context(self.home.lock())
+            if not locked:
+                stack.enter_context(self.home.lock())
             log = AuditLog(self.home.audit, signer=Signer.load(self.home.audit_key))
             stack.callback(log.close)
             self._check()
@@ -118,7 +122,7 @@ class Agent:
         if self.settings.role == "site":
             hospital(str(self.home.directory))
             close_hospitals()
-            read_data(self.settings)
+            read_data(self.home)
 
     def _linked(self, log: AuditLog) -> HospitalLink:
         witness = Witness(log, keys=set(self.home.coordinator_keys().values()))

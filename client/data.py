@@ -1,17 +1,18 @@
-"""A hospital's own data: from the folder that site.json names to the windows of a task."""
+"""A hospital's own data: from its store, or from the folder that site.json names, to the windows of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from client import plugins
+from client import plugins, research
 from client.errors import ClientError
-from client.home import SiteSettings
+from client.home import SiteHome, SiteSettings
 from client.site import only
 from conf import schema
 from twin.connectors.folder import describe, read_site
@@ -19,29 +20,51 @@ from twin.errors import DataError
 from twin.site import Site
 from twin.tasks.protocol import Examples, Task
 
-Stamp = tuple[tuple[str, int, int], ...]
+STORE = "store"
+"""As data_path: the site's own store."""
 
 
-def windows(settings: SiteSettings, task: schema.Task, pins: Mapping[str, str]) -> tuple[Task, Examples]:
-    """The task and the windows of every patient who has one. Kept in this process until a file changes.
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where data are, and in which state; equal ones hold the same."""
+
+    kind: str
+    place: str
+    stamp: tuple[object, ...]
+    timezone: str | None = None
+
+
+def windows(home: SiteHome, task: schema.Task, pins: Mapping[str, str]) -> tuple[Task, Examples]:
+    """The task and the windows of every patient who has one, and of a store, who consents to research.
+
+    Kept in this process until a file changes; of a store until a patient's word changes, or a while.
 
     Raises:
-        ClientError: data_unreadable, plugin_refused.
+        ClientError: data_unreadable, plugin_refused, too_few_patients.
     """
-    folder = data_folder(settings)
     values = tuple(sorted(vars(task).items()))
-    key = (str(folder), _stamp(folder), settings.timezone, values, tuple(sorted(pins.items())))
-    return _windows(*key)
+    return _windows(_source(home), values, tuple(sorted(pins.items())))
 
 
-def read_data(settings: SiteSettings) -> Site:
-    """The site's observations and patients, cleaned.
+def read_data(home: SiteHome) -> Site:
+    """The site's observations and patients, cleaned; of a store, those who consent to research.
 
     Raises:
-        ClientError: data_unreadable, naming every fault.
+        ClientError: data_unreadable, naming every fault; too_few_patients.
     """
-    folder = data_folder(settings)
-    return _site(str(folder), _stamp(folder), settings.timezone)
+    return _site(_source(home))
+
+
+def forget() -> None:
+    """Lets go of all data that are kept in this process."""
+    _windows.cache_clear()
+    _site.cache_clear()
+
+
+def reads_store(home: SiteHome) -> bool:
+    """Whether training reads the site's store."""
+    path = home.settings().data_path
+    return path == STORE or (path is None and home.has_store)
 
 
 def data_folder(settings: SiteSettings) -> Path:
@@ -67,16 +90,26 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _stamp(folder: Path) -> Stamp:
+def _source(home: SiteHome) -> _Source:
+    if reads_store(home):
+        return _Source(STORE, str(home.directory), research.stamp(home))
+    settings = home.settings()
+    folder = data_folder(settings)
+    return _Source("folder", str(folder), _stamp(folder), settings.timezone)
+
+
+def _stamp(folder: Path) -> tuple[object, ...]:
     """Changes when a file of the folder does."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 @lru_cache(maxsize=2)
-def _site(folder: str, stamp: Stamp, timezone: str | None) -> Site:  # noqa: ARG001  the stamp is part of the key
+def _site(source: _Source) -> Site:
     try:
-        reading = read_site(Path(folder), timezone)
+        if source.kind == STORE:
+            return research.site(SiteHome(source.place))
+        reading = read_site(Path(source.place), source.timezone)
     except (DataError, OSError) as error:
         raise _unreadable(str(error)) from None
     if reading.problems:
@@ -86,15 +119,11 @@ def _site(folder: str, stamp: Stamp, timezone: str | None) -> Site:  # noqa: ARG
 
 @lru_cache(maxsize=4)
 def _windows(
-    folder: str,
-    stamp: Stamp,
-    timezone: str | None,
-    task_values: tuple[tuple[str, Any], ...],
-    pins: tuple[tuple[str, str], ...],
+    source: _Source, task_values: tuple[tuple[str, Any], ...], pins: tuple[tuple[str, str], ...]
 ) -> tuple[Task, Examples]:
     task = plugins.build_task(schema.Task(**dict(task_values)), dict(pins))
     try:
-        examples = task.examples(_site(folder, stamp, timezone))
+        examples = task.examples(_site(source))
     except DataError as error:
         raise _unreadable(str(error)) from None
     return task, only(examples, tuple(sorted(examples.patients)))

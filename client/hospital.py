@@ -142,6 +142,7 @@ class Hospital:
         """Where questions are judged and answered, with the policy as it is now."""
         policy = self._current_policy()
         return Desk(
+            home=self.home,
             settings=self.settings,
             keys=self.home.coordinator_keys(),
             secret=self._secret,
@@ -224,7 +225,7 @@ class Hospital:
             ClientError: plugin_refused, data_unreadable.
         """
         policy = self._current_policy()
-        task, examples = windows(self.settings, plan.task, policy.plugins)
+        task, examples = windows(self.home, plan.task, policy.plugins)
         device = device_of(self.settings.device)
         model = plugins.build_model(plan.model, task, policy.plugins).to(device)
         taken = self._taken(plan) == plan.hash

@@ -80,7 +80,7 @@ def personalise(home: SiteHome, task_name: str) -> Personalised:
         )
     card, state = held
     pins = recorded_policy(home).plugins
-    task, examples = windows(home.settings(), plan_of(card).task, pins)
+    task, examples = windows(home, plan_of(card).task, pins)
     if not len(examples):
         raise ClientError("too_few_patients", f"No patient here has data for task {task_name!r}.")
     network = plugins.build_model(plan_of(card).model, task, pins)

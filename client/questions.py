@@ -22,7 +22,7 @@ from flwr.app import Context, Message
 from client.cells import cells_of, cells_sha256
 from client.data import read_data
 from client.errors import ClientError
-from client.home import SiteSettings
+from client.home import SiteHome, SiteSettings
 from client.inbox import POLICY, Inbox, Offer
 from client.ledger import Ledger
 from client.policy import Policy, Verdict
@@ -84,6 +84,7 @@ class Desk:
         admit: returns if policy and people let an offer be answered; raises ClientError.
     """
 
+    home: SiteHome
     settings: SiteSettings
     keys: Mapping[str, str]
     secret: bytes
@@ -115,7 +116,7 @@ class Desk:
         kept = self.ledger.cached(question.hash, _ROUND, question.hash)
         if kept is not None:
             return _from_payload(kept)
-        site = read_data(self.settings)
+        site = read_data(self.home)
         cell_P = cells_of(question, site)  # before the charge: what is not known here costs nothing
         if offer.state in ("waiting", "refused"):  # the policy alone lets it be answered
             self.records.write("approved", who=POLICY, plan=question.hash)
@@ -193,7 +194,7 @@ class Desk:
         Raises:
             ClientError: data_unreadable, quantity_unknown.
         """
-        site = read_data(self.settings)
+        site = read_data(self.home)
         counted_C = count(cells_of(question, site), question.cells)
         return QuestionRehearsal(
             question=question,

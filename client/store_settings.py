@@ -98,7 +98,7 @@ def _faults(name: str, value: Any) -> list[str]:
         return [f"unknown key {name!r}; allowed are {', '.join(known)}"]
     if type(value) is not _KINDS[known[name]]:
         return [f"{name}: expected {known[name]}, not {type(value).__name__}"]
-    if name == "health_port" and not 0 <= value < 65536:
+    if isinstance(value, int) and not 0 <= value < 65536:
         return ["health_port: expected 0 to 65535"]
     return []
 
