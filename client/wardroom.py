@@ -1,0 +1,255 @@
+"""The living twins at work: a part that keeps the ward up to date, forecasts each minute and raises alerts.
+
+Rows come from the custodian once they are on disk. A ward that fails is made anew from the store, while
+feeds go on. What the store cannot tell again, alerts and calibration of bands, is kept in it as a snapshot;
+so are the notices that wait for a sink.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+
+from client.custodian import Custodian
+from client.errors import ClientError
+from twin.alerts.alert import Alert, Notice
+from twin.alerts.delivery import Delivery
+from twin.alerts.rules import Rule
+from twin.errors import DataError
+from twin.ward.forecaster import Forecaster
+from twin.ward.twin import Twin
+from twin.ward.ward import Ward
+
+REMEMBERED: Final = pd.Timedelta(days=14)
+"""A norm remembers a week."""
+SNAPSHOT: Final = "ward"
+NOTICES: Final = "notices"
+_MOST_ROWS: Final = 5_000_000
+_CHECKED_AT_ONCE: Final = 200
+_AT_MOST_S: Final = 0.5
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+Models = Callable[[], Iterable[Forecaster]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Erased:
+    patient_id: str
+
+
+class WardRoom:
+    """The part that holds the ward; other threads ask it."""
+
+    def __init__(
+        self,
+        custodian: Custodian,
+        delivery: Delivery,
+        *,
+        rules: tuple[Rule, ...],
+        models: Models = lambda: (),
+        every_s: float = 60.0,
+    ) -> None:
+        """Args:
+        models: forecasters that are new since it was asked last.
+        every_s: between two forecasts of everybody.
+        """
+        self._custodian, self._delivery = custodian, delivery
+        self._rules, self._models, self._every_s = rules, models, every_s
+        self._waiting: deque[pd.DataFrame | _Erased] = deque()
+        self._waiting_rows, self._behind = 0, False
+        self._wake = threading.Event()
+        self._lock = threading.RLock()
+        self._ward: Ward | None = None
+
+    @property
+    def name(self) -> str:
+        return "ward"
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop`.
+
+        Raises:
+            ClientError: it fell behind; it begins anew from the store.
+        """
+        with self._lock:
+            self._waiting.clear()
+            self._waiting_rows, self._behind = 0, False
+        self._custodian.listen(self)
+        try:
+            self._begin()
+            due_s = 0.0
+            while not stop.is_set():
+                self._work(due := time.monotonic() >= due_s)
+                if due:
+                    due_s = time.monotonic() + self._every_s
+                if self._behind:
+                    raise ClientError("unavailable", "The ward fell behind its feeds.")
+                self._wake.wait(_AT_MOST_S)
+                self._wake.clear()
+        finally:
+            self._custodian.leave(self)
+            with self._lock:
+                if self._ward is not None and stop.is_set():
+                    self._keep(self._ward)
+                self._ward = None
+
+    # client.custodian.Listener
+
+    def committed(self, observations: pd.DataFrame) -> None:
+        """Rows that wait for the ward; does not wait for it."""
+        self._waiting_rows += len(observations)
+        if self._waiting_rows > _MOST_ROWS:
+            self._behind = True  # it begins anew from the store, which has them
+            return
+        self._waiting.append(observations)
+        self._wake.set()
+
+    def erased(self, patient_id: str) -> None:
+        """Forgets a patient, on return if there is a ward."""
+        self._waiting.append(_Erased(patient_id))
+        with self._lock:
+            self._delivery.forget(patient_id)
+            self.keep_notices()
+            if self._ward is not None:
+                self._catch_up(self._ward)
+                self._keep(self._ward)
+
+    # What others ask
+
+    def twin(self, patient_id: str) -> Twin:
+        """A patient's twin, with everything that was committed; raises DataError if nobody has the name."""
+        with self._lock:
+            return self._ready().twin(patient_id, self._custodian.clock())
+
+    def alerts(self) -> list[Alert]:
+        """Every active alert."""
+        with self._lock:
+            return self._ready().alerts(self._custodian.clock())
+
+    def acknowledge(self, patient_id: str, alert_id: str, *, who: str, why: str) -> Notice:
+        """Somebody saw an alert; on disk on return."""
+        now = self._custodian.clock()
+        with self._lock:
+            ward = self._ready()
+            return self._told(ward, ward.acknowledge(patient_id, alert_id, who=who, why=why, now=now))
+
+    def snooze(self, patient_id: str, alert_id: str, *, minutes: float, who: str) -> Notice:
+        """Nobody is told of an alert for some minutes; on disk on return."""
+        now = self._custodian.clock()
+        with self._lock:
+            ward = self._ready()
+            return self._told(ward, ward.snooze(patient_id, alert_id, minutes=minutes, who=who, now=now))
+
+    def counts(self) -> dict[str, int]:
+        """Figures without patients; empty while there is no ward."""
+        with self._lock:
+            return {} if self._ward is None else self._ward.counts()
+
+    def keep_notices(self) -> None:
+        """Writes down which notices wait."""
+        self._custodian.store.keep_model("", NOTICES, self._delivery.snapshot())
+
+    # Within
+
+    def _begin(self) -> None:
+        ward = Ward(rules=self._rules)
+        for rows in self._custodian.recent(REMEMBERED):
+            ward.update(rows)
+        kept = self._custodian.store.model("", SNAPSHOT)
+        self._use_new_models(ward)
+        if kept is not None:
+            ward.restore(kept)
+        with self._lock:
+            self._ward = ward
+
+    def _work(self, due: bool) -> None:
+        """Takes what came; forecasts and looks after everybody when it is time."""
+        with self._lock:
+            ward = self._ready()
+            if not due:
+                return
+            self._use_new_models(ward)
+            now = self._custodian.clock()
+            ward.forecasts(now)
+            self._offer(ward.check(now))
+            self._keep(ward)
+
+    def _ready(self) -> Ward:
+        """The ward with everything that waited.
+
+        Raises:
+            ClientError: there is none at the moment.
+        """
+        if self._ward is None:
+            raise ClientError("unavailable", "The ward is being made from the store; ask again in a while.")
+        self._catch_up(self._ward)
+        return self._ward
+
+    def _catch_up(self, ward: Ward) -> None:
+        touched: set[str] = set()
+        while self._waiting:
+            item = self._waiting.popleft()
+            if isinstance(item, _Erased):
+                with suppress(DataError):  # it never heard of the patient
+                    ward.forget(item.patient_id)
+                touched.discard(item.patient_id)
+                continue
+            ward.update(item)
+            if len(touched) <= _CHECKED_AT_ONCE:
+                touched.update(item["patient_id"].unique().tolist())
+        self._waiting_rows = 0
+        here = sorted(touched & set(ward.patients())) if len(touched) <= _CHECKED_AT_ONCE else []
+        if here:
+            notices = ward.check(self._custodian.clock(), here)
+            if notices:
+                self._offer(notices)
+                self._keep(ward)
+
+    def _use_new_models(self, ward: Ward) -> None:
+        for forecaster in self._models():
+            ward.use(forecaster)
+            logger.info("forecasts of %s by model %s", forecaster.task.name, forecaster.version)
+
+    def _offer(self, notices: list[Notice]) -> None:
+        if notices:
+            self._delivery.offer(notices)
+            self.keep_notices()
+
+    def _told(self, ward: Ward, notice: Notice) -> Notice:
+        self._offer([notice])
+        self._keep(ward)
+        return notice
+
+    def _keep(self, ward: Ward) -> None:
+        self._custodian.store.keep_model("", SNAPSHOT, ward.snapshot())
+
+
+@dataclass(slots=True)
+class Post:
+    """The part that hands notices to sinks."""
+
+    room: WardRoom
+    delivery: Delivery
+    changed: threading.Event
+    every_s: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return "alerts"
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop`; a sink that fails is tried again and holds nobody up."""
+        while not stop.wait(self.every_s):
+            self.delivery.work(time.time())
+            if self.changed.is_set():
+                self.changed.clear()
+                self.room.keep_notices()
