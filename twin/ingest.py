@@ -42,6 +42,7 @@ _SIGNALS: Final = tuple(SIGNALS)
 _NUMBER: Final = {name: number for number, name in enumerate(_SIGNALS)}
 _FIRST_US: Final = int(np.datetime64("1900-01-01", "us").astype(np.int64))
 _LAST_US: Final = int(np.datetime64("2300-01-01", "us").astype(np.int64))
+_NONE_WITHDRAWN: Final = pd.DataFrame({name: pd.Series(dtype="str") for name in WITHDRAWN})
 
 
 class Ingest:
@@ -238,6 +239,8 @@ class Ingest:
 
     def _withdrawn(self, rows: pd.DataFrame, feed: str) -> pd.DataFrame:
         """The rows that a source took back, as the store knows them; they leave the memory as well."""
+        if rows.empty:
+            return _NONE_WITHDRAWN
         patient_N, patients = _numbers(rows["patient"], self._pseudonym)
         pairs = zip(rows["system"].astype("str"), rows["code"].astype("str"), strict=True)
         signal_N = np.array([self._meaning(system, code) for system, code in pairs], dtype=np.int64)
@@ -301,6 +304,8 @@ def _microseconds(times: pd.Series) -> np.ndarray:
 
 
 def _facts(facts: pd.DataFrame, pseudonym: Callable[[str], str]) -> pd.DataFrame:
+    if facts.empty:
+        return facts.rename(columns={"patient": "patient_id"})[list(FACTS)]
     named = facts[facts["patient"].astype("str").str.strip().ne("") & facts["patient"].notna()]
     patient = [pseudonym(str(name).strip()) for name in named["patient"]]
     found = pd.DataFrame({"patient_id": patient, "name": named["name"].array, "value": named["value"].array})

@@ -65,22 +65,19 @@ class Tally:
         Args:
             patients, signals: names by number.
         """
-        parts = [
-            pd.DataFrame({"patient_id": patient_N, "signal": signal_N, "rows": each}).assign(
-                fate=fate, reason=reason.split(": ")[0]
-            )
-            for fate, reason, patient_N, signal_N, each in self._noted
-        ]
-        if not parts:
-            return pd.DataFrame({name: pd.Series(dtype="str") for name in COUNTS}).astype({"rows": "int64"})
-        key = list(COUNTS[:4])
-        summed = pd.concat([part.groupby(key, as_index=False)["rows"].sum() for part in parts])
-        summed = summed.groupby(key, as_index=False)["rows"].sum()
-        summed = summed[summed["rows"] != 0].reset_index(drop=True)
+        sums: dict[tuple[int, int, str, str], int] = {}
+        for fate, reason, patient_N, signal_N, each in self._noted:
+            pairs, rows = np.unique((patient_N + 1) * (len(signals) + 1) + signal_N + 1, return_counts=True)
+            for pair, count in zip(pairs.tolist(), rows.tolist(), strict=True):
+                patient, signal = divmod(pair, len(signals) + 1)
+                key = (patient - 1, signal - 1, fate, reason.split(": ")[0])
+                sums[key] = sums.get(key, 0) + each * count
+        rows_of = [(*key, rows) for key, rows in sorted(sums.items()) if rows]
+        table = pd.DataFrame(rows_of, columns=list(COUNTS))
         for column, names in (("patient_id", patients), ("signal", signals)):
-            text = pd.Index([*names, ""], dtype="object")
-            summed[column] = pd.Series(text.take(summed[column].to_numpy()), dtype="str")
-        return pd.DataFrame(summed, columns=list(COUNTS))
+            text = [*names, ""]
+            table[column] = pd.Series([text[number] for number in table[column]], dtype="str")
+        return table.astype({"fate": "str", "reason": "str", "rows": "int64"})
 
     def _sums(self, fate: str) -> dict[str, int]:
         counts: dict[str, int] = {}
