@@ -15,7 +15,8 @@ candidate where it leaves the row before it by more than `floor` and eight times
   after it have come: marked until they have. A level that stays is real and marked no more;
 - flatline: exactly the same value for `flat_min`, unless it is a device's LOW or HIGH;
 - unit: it leaves where the median of any site lies (`Signal.usual`) by more than a factor of four from one
-  row to the next, until it comes back there.
+  row to the next, or after a gap of up to a day by the factor between two units of its signal (within two),
+  until it comes back there.
 
 Deviations from a Hampel filter: nothing is replaced; the row after decides; fast real falls stay, since what
 does not come back suddenly is no spike.
@@ -45,6 +46,7 @@ _SIGMAS: Final = 8.0
 _JUMP_SIGMAS: Final = 10.0
 _SPIKE_ROWS: Final = 3
 _FACTOR: Final = 4.0
+_MEMORY_US: Final = 24 * 60 * 60e6
 _US_PER_MIN: Final = 60e6
 _CHUNK: Final = 50_000
 
@@ -115,6 +117,11 @@ class _Table:
         self.clip_N = np.stack([by_row([m.clip[end] for m in moves]) for end in (0, 1)])
         usual = [SIGNALS[name].usual if name in DYNAMICS else None for name in signals]
         self.usual_N = np.stack([by_row([(u or (-np.inf, np.inf))[end] for u in usual]) for end in (0, 1)])
+        factors = [sorted({f for f, _ in SIGNALS[name].units.values()}) for name in signals]
+        most = max((len(each) for each in factors), default=0)
+        self.factors_FN = [
+            by_row([(each + [1.0] * most)[place] for each in factors]) for place in range(most)
+        ]
         count = len(rows.value_N)
         self.first_N = np.ones(count, dtype=bool)
         self.first_N[1:] = rows.stream_N[1:] != rows.stream_N[:-1]
@@ -153,6 +160,10 @@ def _other_unit(rows: Streams, table: _Table) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_N = rows.value_N / before_N
     leap_N = table.follows_N & ((ratio_N > _FACTOR) | (ratio_N < 1 / _FACTOR))
+    today_N = ~table.first_N & (table.step_us_N <= _MEMORY_US)
+    for factor_N in table.factors_FN:
+        for other_N in (ratio_N * factor_N, ratio_N / factor_N):
+            leap_N |= today_N & (factor_N > _FACTOR) & (other_N > 0.5) & (other_N < 2)
     leap_N |= table.first_N & (rows.mark_N == MARKS.index("unit"))
     new_N = table.first_N | ~outside_N | np.append(True, ~outside_N[:-1])
     entered_N: np.ndarray = (leap_N & new_N)[np.maximum.accumulate(np.where(new_N, np.arange(len(new_N)), 0))]
