@@ -1,4 +1,4 @@
-"""A hospital's own data: from its store, or from the folder that site.json names, to the windows of a task."""
+"""A hospital's own data: from its store or the folder that site.json names, to the windows of a task."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def site_of(name: str, answer: Answer) -> Site:
         for column, held in facts["columns"].items()
     }
     index = pd.Index(facts["patients"], dtype="str", name="patient_id")
-    text = {column: "str" for column in ("patient_id", "signal", "source", "quality")}
+    text = dict.fromkeys(("patient_id", "signal", "source", "quality"), "str")
     return Site(
         name=name,
         observations=rows.astype(text),

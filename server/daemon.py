@@ -22,6 +22,7 @@ from typing import Self
 
 from link.errors import CallRefused  # link before server: it must come before grpc, see link/__init__.py
 from link.grid import LinkGrid, node_id
+from link.health import Figure, HealthListener
 from link.listener import LinkServer, ServerSettings
 from link.tls import Credentials
 from server.commands import Commands
@@ -29,7 +30,6 @@ from server.door import Door, watch_ended
 from server.enrolment import LEAVE, RENEW, EnrolmentDesk
 from server.enrolment_listener import EnrolmentListener
 from server.founding import listener_credentials
-from server.health import Figure, HealthListener
 from server.hearing import Hearing
 from server.home import CoordinatorHome
 from server.inquiries import Inquiries

@@ -57,6 +57,7 @@ KINDS: Final[dict[str, frozenset[str]]] = {
         # who saw or changed what of the patients' data
         "access_granted": "right about",
         "access_refused": "right about",
+        "access_changed": "roles before",
         # what the logs say of each other
         "heads_exchanged": "peer size root own_size own_root",
         "peer_log_refused": "peer size root time key signature"

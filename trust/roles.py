@@ -35,6 +35,7 @@ RIGHTS: Final[Mapping[str, tuple[str, ...]]] = {
         "quality:totals",
         "quarantine:read",
         "quarantine:release",
+        "training:read",
     ),
     "operator": (
         "feeds:read",

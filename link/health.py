@@ -1,4 +1,4 @@
-"""Health and metrics of a coordinator on a loopback port: for the machine's own watchers, not for peers.
+"""Health and metrics of a process on a loopback port: for the machine's own watchers, not for peers.
 
 GET /health   200 or 503, JSON: each part and whether it works
 GET /metrics  Prometheus' text format
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from server.errors import ServerError
+from link.errors import LinkError
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -51,11 +51,11 @@ class HealthListener:
     def __init__(self, port: int, health: Health, figures: Figures) -> None:
         """Args:
             port: on 127.0.0.1; 0 takes a free one.
-            health: each part of the coordinator and whether it works.
+            health: each part of the process and whether it works.
             figures: what /metrics shows.
 
         Raises:
-            ServerError: the port is taken.
+            LinkError: the port is taken.
         """
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,7 +92,7 @@ class HealthListener:
         try:
             self._server = ThreadingHTTPServer((LOOPBACK, port), Handler)
         except OSError:
-            raise ServerError(f"Expected port {port} on {LOOPBACK} for health; it is taken.") from None
+            raise LinkError(f"Expected port {port} on {LOOPBACK} for health; it is taken.") from None
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
