@@ -4,18 +4,20 @@
 
 Memory is the coordinator's resident memory per connected hospital; a round sends a small model to
 each and takes it back. Throughput is a model's one way to a hospital in another process and back,
-beside the same bytes over bare gRPC streams, in turns; the figures are medians.
+beside the same bytes over bare gRPC streams, in turns; the figures are medians. Processor time is that
+of both processes: other work on the machine changes it less than the time that passes.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,6 @@ from link.coordinator import LinkGrid
 from flwr.app import Array, ArrayRecord, Message, RecordDict  # isort: skip  (link must come first)
 
 LINK = "link"
-WHOLE = "bare gRPC, the same TLS, put together at each end"
 
 
 def scale(sites: int, rounds: int) -> None:
@@ -52,11 +53,12 @@ def scale(sites: int, rounds: int) -> None:
 
 
 def throughput(megabytes: int, repeats: int) -> None:
-    """Prints the seconds of a model there and back over the link and over bare streams, in turns."""
+    """Prints the seconds of a model's way there and back over the link and over bare streams, in turns."""
     values = np.random.default_rng(0).standard_normal(megabytes << 18).astype(np.float32)
     raw, size = values.data.cast("B"), CHUNKS_PER_ARRAY * CHUNK // 4
-    arrays = [values[place : place + size] for place in range(0, values.size, size)]
-    took_s: dict[str, list[float]] = {}
+    arrays = {f"w{place:09d}": Array(values[place : place + size]) for place in range(0, values.size, size)}
+    content = RecordDict({"m": ArrayRecord(arrays)})
+    took_s: dict[str, list[tuple[float, float]]] = {}
     with (
         tempfile.TemporaryDirectory() as name,
         connected(Path(name), 1, 1) as server,
@@ -65,26 +67,41 @@ def throughput(megabytes: int, repeats: int) -> None:
     ):
         grid = LinkGrid(server)
         for turn in range(repeats + 1):
-            found = {
-                LINK: _over_link(grid, arrays),
-                WHOLE: tls.there_and_back(raw, whole=True),
-                "the same, dropped as it comes": tls.there_and_back(raw, whole=False),
-                "the same, dropped, without TLS": plain.there_and_back(raw, whole=False),
+            ways: dict[str, Callable[[], float]] = {
+                LINK: lambda: _over_link(grid, content),
+                "bare gRPC, same TLS, arrays put together": lambda: tls.there_and_back(raw, whole=True),
+                "bare gRPC, same TLS, dropped as it comes": lambda: tls.there_and_back(raw, whole=False),
+                "bare gRPC, no TLS, dropped as it comes": lambda: plain.there_and_back(raw, whole=False),
             }
-            for what, one_s in found.items() if turn else ():  # the first warms up
-                took_s.setdefault(what, []).append(one_s)
-    for what, each_s in took_s.items():
-        ratio = statistics.median(link / other for link, other in zip(took_s[LINK], each_s, strict=True))
-        middle_s = statistics.median(each_s)
-        rate = 2 * megabytes / middle_s
-        print(f"{what}: {megabytes} MB there and back in {middle_s:.2f} s, {rate:.0f} MB/s", end="")
-        print("" if what == LINK else f"; the link takes {ratio:.2f} times as long")
+            for what, way in ways.items():
+                before_s = _processor_s()
+                found = way(), _processor_s() - before_s
+                if turn:  # the first warms up
+                    took_s.setdefault(what, []).append(found)
+    for what, each in took_s.items():
+        passed_s, worked_s = (statistics.median(values) for values in zip(*each, strict=True))
+        ratios = [
+            [ours[place] / theirs[place] for ours, theirs in zip(took_s[LINK], each, strict=True)]
+            for place in (0, 1)
+        ]
+        print(
+            f"{what}: {megabytes} MB there and back in {passed_s:.2f} s, {worked_s:.2f} s of processor",
+            end="",
+        )
+        print("; the link takes {:.2f} and {:.2f} times as much".format(*map(statistics.median, ratios)))
 
 
-def _over_link(grid: LinkGrid, arrays: list[np.ndarray[Any, np.dtype[np.float32]]]) -> float:
+def _processor_s() -> float:
+    """Of this process and those that it has started."""
+    ticks = 0
+    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _over_link(grid: LinkGrid, content: RecordDict) -> float:
     (node,) = grid.get_node_ids()
-    record = ArrayRecord({f"w{place:04d}": Array(values) for place, values in enumerate(arrays)})
-    content = RecordDict({"m": record})
     started = time.perf_counter()
     (reply,) = grid.send_and_receive([Message(content, node, "train")], timeout=300)
     if not reply.has_content():
