@@ -125,7 +125,9 @@ def into_store(path: Path) -> int:
 def with_pandas(path: Path, rows: int) -> int:
     """Rows as pandas reads them."""
     whole = pd.read_json(path, lines=True, nrows=rows)
-    flat = pd.json_normalize(whole[["code", "subject", "valueQuantity"]].to_dict("records"))
+    parts = zip(whole["code"], whole["subject"], whole["valueQuantity"], strict=True)
+    named = [{"code": code, "subject": who, "valueQuantity": value} for code, who, value in parts]
+    flat = pd.json_normalize(named)
     flat["code"] = [coding[0]["code"] for coding in flat["code.coding"]]
     flat["time"] = pd.to_datetime(whole["effectiveDateTime"], utc=True)
     return len(flat[["subject.reference", "time", "code", "valueQuantity.value", "valueQuantity.code"]])

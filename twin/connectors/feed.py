@@ -41,7 +41,8 @@ class Batch:
         withdrawn: columns `WITHDRAWN`: rows that the source took back (entered in error, corrected); they
             go before the observations of the same batch come.
         rejected: rows that the connector could not read, by reason.
-        position: where to go on once this batch is committed, as JSON; opaque to everyone else.
+        position: where to go on once this batch is committed, as JSON; opaque to everyone else. "" in an
+            empty batch: nothing has moved.
     """
 
     observations: pd.DataFrame = field(default_factory=lambda: _no_rows(OBSERVATIONS))

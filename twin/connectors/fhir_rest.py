@@ -108,7 +108,7 @@ class FhirRest:
                     since = fresh.pop(kind, state.since.get(kind, ""))
                     yield from self._search(kind, since, server, reader, state, pool)
                 pause = pool.submit(server.closing.wait, self.every_s)
-                yield from _meanwhile(pause, state)
+                yield from _meanwhile(pause)
         finally:
             server.close()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -151,7 +151,7 @@ class FhirRest:
             if url in asked:
                 raise DataError("The FHIR server's links to next pages go round in a circle.")
             asked.add(url)
-            answer = yield from _meanwhile(pool.submit(server.get, url), state)
+            answer = yield from _meanwhile(pool.submit(server.get, url))
             first_date_s = first_date_s or answer.date_s
             page = _Page.of(answer, kind)
             sorted_so_far, before = sorted_so_far and page.is_sorted_after(before), page.newest
@@ -159,7 +159,7 @@ class FhirRest:
             rows, bundle = Rows(rejected=Counter(page.refused)), page.new(state)
             for strangers in _portions(reader.strangers(bundle)):
                 asked_for = f"{server.base}/Patient?{urlencode({'_id': ','.join(strangers)})}"
-                found = yield from _meanwhile(pool.submit(server.get, asked_for), state)
+                found = yield from _meanwhile(pool.submit(server.get, asked_for))
                 reader.take_bundle(_Page.of(found, "Patient").new(state), rows)
             reader.take_bundle(bundle, rows)
             url = server.next_url(url, page.next) if page.next else ""
@@ -269,10 +269,10 @@ class _Page:
         return Bundle(entry=[Raw(text) for text, head in self.entries if state.is_new(head)])
 
 
-def _meanwhile(future: Future[_Result], state: _State) -> Generator[Batch, None, _Result]:
+def _meanwhile(future: Future[_Result]) -> Generator[Batch, None, _Result]:
     """The future's result; empty batches until it is there."""
     while not wait({future}, timeout=_TURN_S).done:
-        yield Batch(position=str(state))
+        yield Batch()
     return future.result()
 
 

@@ -17,7 +17,7 @@ DEEPEST: Final = 64
 _LISTS: Final = frozenset({"coding", "component", "entry", "link", "contained", "doseAndRate", "identifier"})
 _LISTS_OF: Final = {"MedicationAdministration": {"device"}, "MedicationStatement": {"dosage"}}
 _SINGLE_OF: Final = {"identifier": {"subject", "device", "reference", "medicationReference"}}
-_LEFT_OUT: Final = frozenset({"text", "extension", "modifierExtension", "note", "meta"})
+_LEFT_OUT: Final = frozenset({"text", "extension", "modifierExtension", "note", "meta", "resourceType"})
 _HOLDERS: Final = frozenset({"resource", "contained"})
 
 
@@ -35,7 +35,7 @@ def resource_of(text: bytes) -> dict[str, Any]:
     parser.EndElementHandler = reader.end
     try:
         parser.Parse(text, True)
-    except expat.ExpatError:
+    except (expat.ExpatError, LookupError):  # of an encoding that there is not
         raise ValueError("not XML") from None
     if reader.root is None:
         raise ValueError("no FHIR resource")
@@ -51,7 +51,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.root: dict[str, Any] | None = None
-        self._path: list[tuple[str, dict[str, Any]]] = []
+        self._path: list[tuple[str, dict[str, Any], bool]] = []
         self._types: list[str] = []
         self._skipped = 0
 
@@ -67,25 +67,24 @@ class _Reader:
         made: dict[str, Any] = {}
         if "value" in attributes:
             made["="] = attributes["value"]
-        if not self._path or self._path[-1][0] in _HOLDERS:
+        is_resource = not self._path or self._path[-1][0] in _HOLDERS
+        if is_resource:
             made["resourceType"] = tag
             self._types.append(tag)
-        self._path.append((tag, made))
+        self._path.append((tag, made, is_resource))
 
     def end(self, _: str) -> None:
         if self._skipped:
             self._skipped -= 1
             return
-        tag, made = self._path.pop()
-        kind = self._types[-1]
-        if "resourceType" in made:
-            self._types.pop()
+        tag, made, is_resource = self._path.pop()
+        kind = self._types.pop() if is_resource else self._types[-1]
         if not self._path:
             self.root = made
             return
-        holder, parent = self._path[-1]
+        holder, parent, _is_resource = self._path[-1]
         value = made["="] if set(made) == {"="} else {key: entry for key, entry in made.items() if key != "="}
-        if "resourceType" in made:  # <resource> and <contained> only wrap it
+        if is_resource:  # <resource> and <contained> only wrap it
             parent.update(value)
         elif self._is_list(tag, holder, kind):
             parent.setdefault(tag, []).append(value)

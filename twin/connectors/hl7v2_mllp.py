@@ -75,7 +75,8 @@ class Hl7v2Mllp:
                         recent[mark] = recent.pop(mark, None)
                 for mark in list(recent)[:-REMEMBERED]:
                     del recent[mark]
-                yield rows.batch(json.dumps({"recent": list(recent)}))
+                moved = bool(arrived or rows.rejected)
+                yield rows.batch(json.dumps({"recent": list(recent)})) if moved else Batch()
                 for one, answer in answers:
                     now = datetime.now(UTC).strftime("%Y%m%d%H%M%S+0000")
                     one.answer.put(answer_to(one.message, answer, now=now, control_id=secrets.token_hex(10)))

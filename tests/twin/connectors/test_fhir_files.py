@@ -158,9 +158,10 @@ def test_bedside_monitors_xml_is_read_as_their_json_would_be(recordings: Path) -
         b'<Patient xmlns="http://hl7.org/fhir">' + b"<a>" * 100 + b"</a>" * 100 + b"</Patient>",
         b'<Patient xmlns="http://hl7.org/fhir">',
         b"<Patient/>",
+        b'<?xml version="1.0" encoding="utf-9"?><Patient xmlns="http://hl7.org/fhir"/>',
         b"",
     ],
-    ids=["laughs", "file", "deep", "cut", "foreign", "empty"],
+    ids=["laughs", "file", "deep", "cut", "foreign", "encoding", "empty"],
 )
 def test_xml_that_is_dangerous_or_none_is_refused(text: bytes) -> None:
     with pytest.raises(Refused):
@@ -389,6 +390,28 @@ XML = (
     b'value="Patient/p"/></subject><effectiveDateTime value="2024-01-01T00:00:00Z"/><valueQuantity>'
     b'<value value="72"/><unit value="/min"/></valueQuantity></Observation>'
 )
+
+
+def test_a_bundle_in_xml_gives_the_rows_of_its_entries() -> None:
+    patient = b'<Patient><id value="p"/><resourceType><x/></resourceType><gender value="female"/></Patient>'
+    contained = (
+        b'<MedicationAdministration><contained><Medication><id value="m"/><code><coding><system value='
+        b'"http://www.nlm.nih.gov/research/umls/rxnorm"/><code value="51428"/></coding></code></Medication>'
+        b'</contained><status value="completed"/><medicationReference><reference value="#m"/>'
+        b'</medicationReference><subject><reference value="urn:uuid:1"/></subject><effectiveDateTime value='
+        b'"2024-01-01T00:00:00Z"/><dosage><dose><value value="4"/><unit value="U"/></dose></dosage>'
+        b"</MedicationAdministration>"
+    )
+    entries = [
+        b'<entry><fullUrl value="urn:uuid:1"/><resource>%s</resource></entry>' % one
+        for one in (contained, patient, XML)
+    ]
+    bundle = b'<Bundle xmlns="http://hl7.org/fhir">' + b"".join(entries) + b"<entry/></Bundle>"
+    reader, rows = Reader(), Rows()
+    reader.take_bundle(read_xml(bundle), rows)
+    assert [(row[0], row[3], row[4]) for row in rows.observed] == [("p", "51428", 4.0), ("p", "8867-4", 72.0)]
+    assert rows.facts == [("p", "sex", "female")]
+    assert rows.rejected == {"entry without a resource": 1}
 
 
 @settings(max_examples=150, deadline=None)
