@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,7 +147,9 @@ def _forecast(folder: Path) -> tuple[Forecast, np.ndarray]:
         "patient_N",
         "time_us_N",
     )
-    joined = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names}
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names
+    }
     return replace(parts[0], **joined), np.concatenate(slopes)[order]
 
 

@@ -128,7 +128,7 @@ def _people(root: Path) -> None:
     rules = tuple(
         replace(rule, name=name) for way in ways for rule, name in zip(ways[way], names[way], strict=True)
     )
-    plants = (
+    plants: tuple[dict[str, float], ...] = (
         {"heart_rate": 40},
         {"heart_rate": -25},
         {"heart_rate": 15, "respiratory_rate": 6, "temperature": 0.8},
@@ -153,8 +153,18 @@ def _ill(stays: pd.DataFrame, changes: dict[str, float]) -> pd.DataFrame:
 
 
 def _unusual(quantity: str, on: float) -> Rule:
-    rule = next(rule for rule in DEFAULT_RULES if rule.kind == "anomaly" and rule.quantity == quantity)
-    return replace(rule, on=on, off=on - 0.5, on_for_min=0.0, off_for_min=0.0, silent_min=60.0)
+    rule = next(rule for rule in DEFAULT_RULES if rule.name == "unusual-heart-rate")
+    side: Literal["outside", "above"] = "outside" if quantity == "unusual" else "above"
+    return replace(
+        rule,
+        quantity=quantity,
+        side=side,
+        on=on,
+        off=on - 0.5,
+        on_for_min=0.0,
+        off_for_min=0.0,
+        silent_min=60.0,
+    )
 
 
 def _limit(side: Literal["below", "above"], on: float, off: float) -> Rule:
@@ -168,7 +178,8 @@ def _records(root: Path) -> pd.DataFrame:
         raise SystemExit("no recordings of Hall et al. there")
     first = frame.groupby("patient_id")["time"].transform("min").dt.floor("D")
     moved = frame.assign(time=(frame["time"] - first + START).dt.floor("5min"), source="", quality="")
-    return moved[moved["time"] < START + pd.Timedelta(days=DAYS)]
+    early: pd.DataFrame = moved.loc[moved["time"] < START + pd.Timedelta(days=DAYS)]
+    return early
 
 
 def _stays(root: Path) -> pd.DataFrame:
@@ -192,9 +203,12 @@ def _stays(root: Path) -> pd.DataFrame:
 
 def _fingersticks(records: pd.DataFrame, draws: np.random.Generator) -> pd.DataFrame:
     """Four a day, 7 % about what the untouched sensor read: with a meter's error alone."""
-    mine = records[records["time"].dt.hour.isin([7, 12, 18, 22]) & (records["time"].dt.minute < 5)]
+    mine: pd.DataFrame = records.loc[
+        records["time"].dt.hour.isin([7, 12, 18, 22]) & (records["time"].dt.minute < 5)
+    ]
     value = mine["value"] * draws.normal(1.0, 0.07, len(mine))
-    return mine.assign(signal="blood_glucose", value=value, time=mine["time"] + MIN)
+    moved: pd.DataFrame = mine.assign(signal="blood_glucose", value=value, time=mine["time"] + MIN)
+    return moved
 
 
 def _planted(

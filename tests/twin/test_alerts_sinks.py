@@ -277,7 +277,7 @@ class Flaky:
     """A sink of somebody else's that raises what it likes, by the number of the call."""
 
     def __init__(self, fails: set[int], poison: str = "") -> None:
-        self.name, self.calls, self.taken = "flaky", 0, []
+        self.name, self.calls = "flaky", 0
         self._fails, self._poison = fails, poison
         self.taken: list[str] = []
 

@@ -31,7 +31,7 @@ def in_time(site: Site) -> pd.DataFrame:
 def middle_of(site: Site) -> pd.Timestamp:
     """A moment at which every patient is being read."""
     times = site.observations[site.observations["signal"] == "glucose"]["time"]
-    return times.iloc[len(times) // (2 * len(site.patients))]
+    return pd.Timestamp(times.iloc[len(times) // (2 * len(site.patients))])
 
 
 def told(ward: Ward, now: pd.Timestamp) -> str:

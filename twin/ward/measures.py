@@ -124,9 +124,13 @@ def _forecast(rule: Rule, paths: Paths | None, row_N: np.ndarray, now_us: int) -
     fresh = now_us - standing.time_us_N <= rule.fresh_min * _MIN_US
     path_NH = _quantity(rule.quantity, standing)[:, chosen]
     worst = path_NH.min(1) if rule.side == "below" else path_NH.max(1)
-    by_row = np.full(max(int(row_N.max()), int(standing.row_N.max(initial=0))) + 1, np.nan)
-    by_row[standing.row_N] = np.where(fresh, worst, np.nan)
-    return np.asarray(by_row[row_N])
+    # The standing rows are in no order: a sorted view of them is looked up.
+    order = np.argsort(standing.row_N)
+    place = np.minimum(np.searchsorted(standing.row_N[order], row_N), len(order) - 1)
+    if not len(order):
+        return value_N
+    at = order[place]
+    return np.where((standing.row_N[at] == row_N) & fresh[at], worst[at], np.nan)
 
 
 def _quantity(name: str, standing: Standing) -> np.ndarray:

@@ -17,6 +17,7 @@ class Roster:
         self._row: dict[str, int] = {}
         self._free: list[int] = []
         self._used = 0
+        self._names: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._row)
@@ -57,14 +58,16 @@ class Roster:
         row = self.row(patient_id)
         del self._row[patient_id]
         self._free.append(row)
+        self._names = None
         return row
 
     def names(self) -> np.ndarray:
-        """Pseudonym of each row, "" where a row is free; object array."""
-        names = np.full(self._used, "", dtype=object)
-        for patient, row in self._row.items():
-            names[row] = patient
-        return names
+        """Pseudonym of each row, "" where a row is free; object array, not to be changed."""
+        if self._names is None:
+            self._names = np.full(self._used, "", dtype=object)
+            for patient, row in self._row.items():
+                self._names[row] = patient
+        return self._names
 
     def _admitted(self, patient_id: str) -> int:
         row = self._row.get(patient_id)
@@ -72,4 +75,5 @@ class Roster:
             row = self._free.pop() if self._free else self._used
             self._used = max(self._used, row + 1)
             self._row[patient_id] = row
+            self._names = None
         return row

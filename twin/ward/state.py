@@ -26,7 +26,7 @@ _COVERED_STEPS = 1.6
 # A new sensor warms up for an hour or more (Dexcom G5: two hours; FreeStyle Libre: one hour).
 _NEW_SENSOR_GAP_MIN = 60.0
 # A compression low falls and returns faster than glucose does, within some twenty minutes to an hour or two.
-_SUDDEN, _PRESSED_MIN = 3.0, 120.0
+_SUDDEN, _PRESSED_MIN = 4.0, 120.0
 _BELIEFS = ("level", "rate", "level_var", "cross", "rate_var")
 _FLOATS = (*_BELIEFS, "value", "surprise", "noise_now", "noise_past", "missing", "log_step")
 _INTS = (
