@@ -314,6 +314,7 @@ def _facts(facts: pd.DataFrame, pseudonym: Callable[[str], str]) -> pd.DataFrame
 
 def _with_rejected(counts: pd.DataFrame, batch: Batch) -> pd.DataFrame:
     rejected = [("", "", "dropped", reason, rows) for reason, rows in batch.rejected.items() if rows]
+    rejected += [("", "", "fixed", reason, rows) for reason, rows in batch.fixed.items() if rows]
     if not rejected:
         return counts
     return pd.concat([counts, pd.DataFrame(rejected, columns=list(counts.columns))], ignore_index=True)

@@ -41,6 +41,7 @@ class Batch:
         withdrawn: columns `WITHDRAWN`: rows that the source took back (entered in error, corrected); they
             go before the observations of the same batch come.
         rejected: rows that the connector could not read, by reason.
+        fixed: rows whose value the connector had to replace, by reason ("Low" of a sensor, for instance).
         position: where to go on once this batch is committed, as JSON; opaque to everyone else. "" in an
             empty batch: nothing has moved.
     """
@@ -49,6 +50,7 @@ class Batch:
     facts: pd.DataFrame = field(default_factory=lambda: _no_rows(FACTS))
     withdrawn: pd.DataFrame = field(default_factory=lambda: _no_rows(WITHDRAWN))
     rejected: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, int] = field(default_factory=dict)
     position: str = ""
 
     @property

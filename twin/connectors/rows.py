@@ -26,6 +26,7 @@ class Rows:
     facts: list[tuple[str, str, str]] = field(default_factory=list)
     taken_back: list[tuple[int, tuple[str, str, str, str, str]]] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
+    fixed: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.observed) + len(self.facts) + len(self.taken_back)
@@ -41,6 +42,7 @@ class Rows:
         self.facts.clear()
         self.taken_back.clear()
         self.rejected.clear()
+        self.fixed.clear()
 
     def batch(self, position: str) -> Batch:
         """Everything so far; `position` is where to go on once it is committed."""
@@ -52,6 +54,7 @@ class Rows:
             facts=_texts(FACTS, self.facts),
             withdrawn=_texts(WITHDRAWN, [row for _, row in self.taken_back]),
             rejected=dict(self.rejected),
+            fixed=dict(self.fixed),
             position=position,
         )
 
