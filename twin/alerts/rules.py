@@ -107,8 +107,8 @@ def read_rules(text: str, beside: Iterable[Rule] = ()) -> tuple[Rule, ...]:
 
     Args:
         text: TOML with `[[rule]]` tables, whose keys are those of `Rule`; `off = ["name", …]` leaves rules
-            out, `[[sink]]` tables are for `twin.alerts.sinks`. A rule of the name of one in `beside` takes its
-            place.
+            out, `[[sink]]` tables are for `twin.alerts.sinks`. A rule with the name of one in `beside` takes
+            its place.
         beside: rules that hold already, usually `DEFAULT_RULES`.
 
     Raises:
