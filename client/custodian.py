@@ -21,6 +21,7 @@ from twin.connectors.feed import Batch
 from twin.ingest import Ingest
 from twin.site import Site
 from twin.store import Store
+from twin.store.reading import Purpose
 
 WARM: Final = pd.Timedelta(days=2)
 _PATIENTS_AT_ONCE: Final = 500
@@ -65,16 +66,18 @@ class Custodian:
         codes: Path,
         timezone: str | None = None,
         live: Collection[str] = (),
+        changed: Callable[[], None] = lambda: None,
         clock: Callable[[], pd.Timestamp] = lambda: pd.Timestamp.now("UTC"),
     ) -> None:
         """Args:
         pseudonym: of a source's identifier. codes: the site's codes.toml.
         timezone: of times that carry none.
         live: feeds whose rows arrive as they are made, so that the clocks of their devices can be judged.
+        changed: called after each consent and erasure; lets go of what was read before.
         """
         self.store = store
         self._pseudonym, self._codes, self._timezone = pseudonym, codes, timezone
-        self._live, self.clock = frozenset(live), clock
+        self._live, self._on_change, self.clock = frozenset(live), changed, clock
         self._feeds: dict[str, _Feed] = {}
         self._lock, self._exclusive = threading.Lock(), threading.RLock()
         self._listeners: tuple[Listener, ...] = ()
@@ -188,9 +191,13 @@ class Custodian:
         self._changed()
         return gone
 
-    def research(self, name: str) -> Site:
-        """What training, questions and exports may read."""
-        return self.store.site(name, purpose="research")
+    def site(self, name: str, purpose: Purpose) -> Site:
+        """What training, questions and exports may read, or what care may."""
+        return self.store.site(name, purpose=purpose)
+
+    def pseudonym(self, identifier: str) -> str:
+        """Under which the store knows whom a source calls so."""
+        return self._pseudonym(identifier)
 
     # Within
 
@@ -216,6 +223,7 @@ class Custodian:
     def _changed(self) -> None:
         with self._lock:
             self._revision = Revision(words=self._revision.words + 1)
+        self._on_change()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

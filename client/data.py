@@ -18,6 +18,7 @@ from conf import schema
 from twin.connectors.folder import describe, read_site
 from twin.errors import DataError
 from twin.site import Site
+from twin.store.reading import Purpose
 from twin.tasks.protocol import Examples, Task
 
 STORE = "store"
@@ -32,18 +33,24 @@ class _Source:
     place: str
     stamp: tuple[object, ...]
     timezone: str | None = None
+    purpose: Purpose = "research"
 
 
-def windows(home: SiteHome, task: schema.Task, pins: Mapping[str, str]) -> tuple[Task, Examples]:
+def windows(
+    home: SiteHome, task: schema.Task, pins: Mapping[str, str], *, purpose: Purpose = "research"
+) -> tuple[Task, Examples]:
     """The task and the windows of every patient who has one, and of a store, who consents to research.
 
     Kept in this process until a file changes; of a store until a patient's word changes, or a while.
+
+    Args:
+        purpose: of reading a store; care is for the patients' own models, which stay here.
 
     Raises:
         ClientError: data_unreadable, plugin_refused, too_few_patients.
     """
     values = tuple(sorted(vars(task).items()))
-    return _windows(_source(home), values, tuple(sorted(pins.items())))
+    return _windows(_source(home, purpose), values, tuple(sorted(pins.items())))
 
 
 def read_data(home: SiteHome) -> Site:
@@ -90,9 +97,9 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _source(home: SiteHome) -> _Source:
+def _source(home: SiteHome, purpose: Purpose = "research") -> _Source:
     if reads_store(home):
-        return _Source(STORE, str(home.directory), research.stamp(home))
+        return _Source(STORE, str(home.directory), research.stamp(home), purpose=purpose)
     settings = home.settings()
     folder = data_folder(settings)
     return _Source("folder", str(folder), _stamp(folder), settings.timezone)
@@ -108,7 +115,7 @@ def _stamp(folder: Path) -> tuple[object, ...]:
 def _site(source: _Source) -> Site:
     try:
         if source.kind == STORE:
-            return research.site(SiteHome(source.place))
+            return research.site(SiteHome(source.place), source.purpose)
         reading = read_site(Path(source.place), source.timezone)
     except (DataError, OSError) as error:
         raise _unreadable(str(error)) from None

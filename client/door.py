@@ -29,6 +29,8 @@ from trust.roles import Roles
 QUESTION_S: Final = 30.0
 """How long a caller may take to say what it wants."""
 MOST_CALLERS: Final = 16
+USER: Final = "user"
+"""The word of a question under which its service finds who asks, whatever the caller wrote there."""
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -133,6 +135,7 @@ class Door:
         service = self._services.get(name)
         if service is None:
             raise ClientError("malformed", f"There is no question {name[:40]!r}.")
+        words = {**words, USER: user}
         about = service.about(words)
         if not self._roles().may(user, service.right):
             self._record("access_refused", user, service.right, about)

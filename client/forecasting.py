@@ -37,10 +37,6 @@ class Models:
             except TwinwardError as error:
                 logger.warning("the model of task %s makes no forecasts: %s", task, error)
 
-    def begin_anew(self) -> None:
-        """Gives every model again: for a ward that was made anew."""
-        self._known.clear()
-
     def _state(self, task: str) -> tuple[object, ...]:
         package = self._home.models / task / "global.package"
         return (package.stat().st_mtime_ns, self._own.version(task))

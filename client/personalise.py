@@ -22,10 +22,12 @@ from client import plugins
 from client.data import windows
 from client.errors import ClientError
 from client.home import SiteHome
+from client.own_models import Own, OwnModels
 from client.records import recorded_policy
 from client.shelf import Shelf, plan_of
 from client.trainer import load_state
 from trust.card import Card
+from trust.digest import Arrays
 from twin.halves import halves
 from twin.models.network import Network
 from twin.personal.bayes import PathTask, SiteModel, adapt_patients, adapt_site
@@ -64,14 +66,51 @@ class Personalised:
         return ""
 
 
-def personalise(home: SiteHome, task_name: str) -> Personalised:
-    """Fits and keeps the site's and every patient's model of a task.
+def personalise(home: SiteHome, task_name: str, own: OwnModels | None = None) -> Personalised:
+    """Fits and keeps the site's and every patient's model of a task, and judges them.
+
+    Args:
+        own: where they are kept; by default on the shelf, in files.
 
     Raises:
         ClientError: no model of the task is held, or there is no data to fit.
     """
-    shelf = Shelf(home)
-    held = shelf.held(task_name)
+    card, network, task, examples = _ready(home, task_name)
+    moved = _keep(_Place(Shelf(home), own), card, network, task, examples)
+    return Personalised(
+        card=card, patients=len(examples.patients), moved=moved, figures=_figures(network, task, examples)
+    )
+
+
+def fit(home: SiteHome, task_name: str, own: OwnModels) -> int:
+    """Fits and keeps them without judging; how many patients have a model of their own.
+
+    Raises:
+        ClientError: as `personalise`.
+    """
+    return _keep(_Place(Shelf(home), own), *_ready(home, task_name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where models are kept: in the site's store if it has one, or on the shelf."""
+
+    shelf: Shelf
+    own: OwnModels | None
+
+    def put(self, card: Card, patients: tuple[str, ...], site: Arrays, personal: Arrays | None) -> None:
+        if self.own is not None:
+            self.own.keep(card.task, Own(base=card.sha256, site=site, personal=personal, patients=patients))
+            return
+        self.shelf.put(card.task, "site", site)
+        if personal is not None:
+            self.shelf.put(card.task, "personal", personal)
+        facts = {"model_sha256": card.sha256, "serial": card.serial, "patients": list(patients)}
+        self.shelf.put_facts(card.task, "personal", facts)
+
+
+def _ready(home: SiteHome, task_name: str) -> tuple[Card, Network, Task, Examples]:
+    held = Shelf(home).held(task_name)
     if held is None:
         raise ClientError(
             "home_unreadable",
@@ -80,35 +119,31 @@ def personalise(home: SiteHome, task_name: str) -> Personalised:
         )
     card, state = held
     pins = recorded_policy(home).plugins
-    task, examples = windows(home, plan_of(card).task, pins)
+    task, examples = windows(home, plan_of(card).task, pins, purpose="care")
     if not len(examples):
         raise ClientError("too_few_patients", f"No patient here has data for task {task_name!r}.")
     network = plugins.build_model(plan_of(card).model, task, pins)
     network.requires_grad_(False)
     load_state(network, state)
-    examples = examples if network.reads_series else examples.without_series()
-    moved = _keep(shelf, card, network, task, examples)
-    return Personalised(
-        card=card, patients=len(examples.patients), moved=moved, figures=_figures(network, task, examples)
-    )
+    return card, network, task, examples if network.reads_series else examples.without_series()
 
 
-def _keep(shelf: Shelf, card: Card, network: Network, task: Task, examples: Examples) -> int:
+def _keep(place: _Place, card: Card, network: Network, task: Task, examples: Examples) -> int:
     """Fits on everything and keeps it; how many patients have a model of their own."""
-    facts = {"model_sha256": card.sha256, "serial": card.serial, "patients": list(examples.patients)}
     if not isinstance(task, PathTask):
         classifier = adapt_site_classifier(network, examples)
-        shelf.put(
-            card.task, "site", _arrays({"shift_D": classifier.shift_D, "precision": classifier.precision})
-        )
-        shelf.put_facts(card.task, "personal", facts | {"patients": []})
+        arrays = _arrays({"shift_D": classifier.shift_D, "precision": classifier.precision})
+        place.put(card, (), arrays, None)
         return 0
     site = adapt_site(network, task, examples)
     everything = torch.ones(len(examples), dtype=torch.bool)
     personal = adapt_patients(network, task, site, examples, everything)
-    shelf.put(card.task, "site", _arrays({f.name: getattr(site, f.name) for f in fields(site)}))
-    shelf.put(card.task, "personal", _arrays({f.name: getattr(personal, f.name) for f in fields(personal)}))
-    shelf.put_facts(card.task, "personal", facts)
+    place.put(
+        card,
+        examples.patients,
+        _arrays({f.name: getattr(site, f.name) for f in fields(site)}),
+        _arrays({f.name: getattr(personal, f.name) for f in fields(personal)}),
+    )
     return int((personal.kept_P > 0).reshape(len(examples.patients), -1).any(1).sum())
 
 

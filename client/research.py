@@ -1,6 +1,6 @@
-"""What research may read of a site's store: in the process that owns it, through its door, or by itself.
+"""What training reads of a site's store: in the process that owns it, through its door, or by itself.
 
-Whoever reads, only patients who consent at that moment are in it, and the audit log has it first.
+For research only patients who consent at that moment are in it. The audit log has it first.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from client.records import AuditRecords
 from client.store_settings import read_store_settings
 from client.strongroom import open_store
 from twin.site import Quality, Site
+from twin.store.reading import Purpose
 
 RIGHT: Final = "training:read"
 FRESH_S: Final = 900.0
@@ -53,8 +54,8 @@ def stamp(home: SiteHome) -> tuple[object, ...]:
     return (words, custodian is None, int(time.monotonic() // FRESH_S))
 
 
-def site(home: SiteHome) -> Site:
-    """The patients who consent to research, with their observations.
+def site(home: SiteHome, purpose: Purpose = "research") -> Site:
+    """The patients whom the purpose allows, with their observations.
 
     Raises:
         ClientError: too_few_patients, if there is nobody; access_refused, unavailable.
@@ -63,16 +64,18 @@ def site(home: SiteHome) -> Site:
     name = home.settings().site
     custodian = _OWNED.get(str(home.directory))
     if custodian is not None:
-        _record(home, name)
-        found = custodian.research(name)
+        _record(home, name, purpose)
+        found = custodian.site(name, purpose)
     elif home.is_running:
+        if purpose != "research":
+            raise ClientError("unavailable", "The site's process fits its own models, each night.")
         found = site_of(name, ask(home.door, "training"))
     else:
         settings = read_store_settings(home)
         with open_store(home.store, home.vault, settings.lock()) as store:
-            _record(home, getpass.getuser())
-            found = store.site(name, purpose="research")
-    if found.patients.empty:
+            _record(home, getpass.getuser(), purpose)
+            found = store.site(name, purpose=purpose)
+    if found.patients.empty and purpose == "research":
         raise ClientError(
             "too_few_patients",
             "Nobody in the store consents to research: `twinward site consent`, docs/access.md.",
@@ -115,11 +118,10 @@ def site_of(name: str, answer: Answer) -> Site:
     )
 
 
-def _record(home: SiteHome, who: str) -> None:
+def _record(home: SiteHome, who: str, purpose: Purpose) -> None:
+    whom = "consenting patients" if purpose == "research" else "all patients, for their own models"
     records = AuditRecords(home)
     try:
-        records.write(
-            "access_granted", who=who, right=RIGHT, about=f"consenting patients, process {os.getpid()}"
-        )
+        records.write("access_granted", who=who, right=RIGHT, about=f"{whom}, process {os.getpid()}")
     finally:
         records.close()

@@ -39,6 +39,7 @@ _AT_MOST_S: Final = 0.5
 logger = logging.getLogger(f"twinward.{__name__}")
 
 Models = Callable[[], Iterable[Forecaster]]
+"""Gives the forecasters that are new since it was called last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,11 @@ class WardRoom:
         delivery: Delivery,
         *,
         rules: tuple[Rule, ...],
-        models: Models = lambda: (),
+        models: Callable[[], Models] = lambda: lambda: (),
         every_s: float = 60.0,
     ) -> None:
         """Args:
-        models: forecasters that are new since it was asked last.
+        models: makes what gives forecasters, anew for each ward.
         every_s: between two forecasts of everybody.
         """
         self._custodian, self._delivery = custodian, delivery
@@ -69,6 +70,7 @@ class WardRoom:
         self._wake = threading.Event()
         self._lock = threading.RLock()
         self._ward: Ward | None = None
+        self._new_models: Models = models()
 
     @property
     def name(self) -> str:
@@ -165,6 +167,7 @@ class WardRoom:
         for rows in self._custodian.recent(REMEMBERED):
             ward.update(rows)
         kept = self._custodian.store.model("", SNAPSHOT)
+        self._new_models = self._models()
         self._use_new_models(ward)
         if kept is not None:
             ward.restore(kept)
@@ -215,7 +218,7 @@ class WardRoom:
                 self._keep(ward)
 
     def _use_new_models(self, ward: Ward) -> None:
-        for forecaster in self._models():
+        for forecaster in self._new_models():
             ward.use(forecaster)
             logger.info("forecasts of %s by model %s", forecaster.task.name, forecaster.version)
 
