@@ -79,7 +79,7 @@ class Strategy:
         },
     )
     most_times_median: float = _in(
-        10.0, 1.0, 1e6, doc="most that a site weighs, in times the median site, whatever it declares"
+        25.0, 1.0, 1e6, doc="most that a site weighs, in times the median site, whatever it declares"
     )
     local_steps: int = _in(1, 1, 10_000, doc="optimiser steps at a site per round")
     learning_rate: float = _in(0.3, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
