@@ -15,7 +15,7 @@ candidate where it leaves the row before it by more than `floor` and eight times
   after it have come: marked until they have. A level that stays is real and marked no more;
 - flatline: exactly the same value for `flat_min`, unless it is a device's LOW or HIGH;
 - unit: it leaves where the median of any site lies (`Signal.usual`) by more than a factor of four from one
-  row to the next, or after a gap of up to a day by the factor between two units of its signal (within two),
+  row to the next, or after a gap of up to a day by about the factor between two units of its signal,
   until it comes back there.
 
 Deviations from a Hampel filter: nothing is replaced; the row after decides; fast real falls stay, since what
@@ -162,8 +162,9 @@ def _other_unit(rows: Streams, table: _Table) -> np.ndarray:
     leap_N = table.follows_N & ((ratio_N > _FACTOR) | (ratio_N < 1 / _FACTOR))
     today_N = ~table.first_N & (table.step_us_N <= _MEMORY_US)
     for factor_N in table.factors_FN:
-        for other_N in (ratio_N * factor_N, ratio_N / factor_N):
-            leap_N |= today_N & (factor_N > _FACTOR) & (other_N > 0.5) & (other_N < 2)
+        lower_N, higher_N = ratio_N * factor_N, ratio_N / factor_N
+        fits_N = ((lower_N > 0.25) & (lower_N < 2)) | ((higher_N > 0.35) & (higher_N < 4))
+        leap_N |= today_N & (factor_N > _FACTOR) & fits_N
     leap_N |= table.first_N & (rows.mark_N == MARKS.index("unit"))
     new_N = table.first_N | ~outside_N | np.append(True, ~outside_N[:-1])
     entered_N: np.ndarray = (leap_N & new_N)[np.maximum.accumulate(np.where(new_N, np.arange(len(new_N)), 0))]
