@@ -212,7 +212,8 @@ def _refuse_other_home(home: SiteHome, invitation: Invitation, *, replace: bool)
 
 
 def _refuse_other_federation(home: SiteHome, federation: str) -> None:
-    if home.settings_path.exists() and home.settings().federation != federation:
+    # A site that began with its store alone is of no federation yet.
+    if home.settings_path.exists() and home.settings().federation not in ("", federation):
         raise ClientError(
             "home_unreadable", f"The folder belongs to federation {home.settings().federation!r}."
         )

@@ -58,6 +58,8 @@ KINDS: Final[dict[str, frozenset[str]]] = {
         "access_granted": "right about",
         "access_refused": "right about",
         "access_changed": "roles before",
+        "store_made": "",
+        "store_restored": "",
         # what the logs say of each other
         "heads_exchanged": "peer size root own_size own_root",
         "peer_log_refused": "peer size root time key signature"
