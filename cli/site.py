@@ -100,7 +100,7 @@ def _facts(home: SiteHome) -> dict[str, Any]:
 
     settings, policy, status = home.settings(), read_policy(home.policy), read_status(home)
     running = home.is_running
-    _, _, not_after = certificate_of(home)
+    until = f"{certificate_of(home)[2]:%Y-%m-%d}" if home.is_member else ""
     with Inbox(home.inbox) as inbox:
         states = [offer.state for offer in inbox.all()]
     with Ledger(home.ledger, ceiling_epsilon=policy.ceiling, delta=policy.delta) as ledger:
@@ -114,7 +114,8 @@ def _facts(home: SiteHome) -> dict[str, Any]:
         "running": running,
         "connected": bool(running and status.get("connected") and age_s < 60),
         "last_end": status.get("ended", ""),
-        "certificate_until": f"{not_after:%Y-%m-%d}",
+        "certificate_until": until,
+        "parts": _parts(home) if running and home.has_store else {},
         "plans": {state: states.count(state) for state in STATES},
         "epsilon_spent": round(spent, 4),
         "epsilon_over_life": policy.epsilon_over_life,
@@ -124,6 +125,18 @@ def _facts(home: SiteHome) -> dict[str, Any]:
             for card, _ in held
         ],
     }
+
+
+def _parts(home: SiteHome) -> dict[str, str]:
+    """How the parts of `twinward site up` stand, if the user may know."""
+    from client.counter import ask
+    from client.errors import ClientError
+
+    try:
+        found = ask(home.door, "status").facts["parts"]
+    except ClientError as error:
+        return {"unknown": error.code}
+    return {name: f"{part['state']} {part['why']}".strip() for name, part in found.items()}
 
 
 def _plugins(name: str, words: list[str]) -> int:

@@ -84,7 +84,7 @@ def _feeds(name: str, words: list[str]) -> int:
         from client.home import SiteHome
 
         names = [feed.name for feed in read_feeds(SiteHome(said.home).feeds)]
-        print(json.dumps(names) if said.json else f"{len(names)} feeds hold: {', '.join(names) or 'none'}.")
+        print(json.dumps(names) if said.json else f"feeds.toml holds. Feeds: {', '.join(names) or 'none'}.")
         return 0
     found = ask_site(said, "feeds").facts["feeds"]
     columns = ("name", "state", "rows", "batches", "crashes", "last", "why")

@@ -58,8 +58,7 @@ def _up(name: str, words: list[str]) -> int:
     from client.home import SiteHome
     from client.up import SiteProcess
 
-    if said.verbose:
-        logging.getLogger("twinward").setLevel(logging.INFO)
+    _log(verbose=said.verbose)
     process = SiteProcess(SiteHome(said.home), forecast_s=said.forecast_every)
 
     def end(_: int, __: FrameType | None) -> None:
@@ -78,6 +77,13 @@ def _up(name: str, words: list[str]) -> int:
 
     process.run(ready)
     return 0
+
+
+def _log(*, verbose: bool) -> None:
+    """Every text with its time, also one that was said before: this process lives for months."""
+    text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(format=text, level=logging.WARNING, force=True)
+    logging.getLogger("twinward").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 def _store(name: str, words: list[str]) -> int:

@@ -69,10 +69,10 @@ def recent(
     streams = _streams(connection, _allowed(connection, "care", patients))
     with Registered(connection, streams[["stream"]]) as table:
         found = connection.execute(
-            f"WITH some AS (SELECT o.* FROM store.observations o SEMI JOIN {table} USING (stream)),"
-            " latest AS (SELECT stream, max(time) AS time FROM some GROUP BY stream)"
-            " SELECT s.stream, s.time, s.value, s.source, s.quality FROM some s JOIN latest l USING (stream)"
-            " WHERE s.time > l.time - ?",
+            f"WITH held AS (SELECT o.* FROM store.observations o SEMI JOIN {table} USING (stream)),"
+            " latest AS (SELECT stream, max(time) AS time FROM held GROUP BY stream)"
+            " SELECT h.stream, h.time, h.value, h.source, h.quality FROM held h JOIN latest l USING (stream)"
+            " WHERE h.time > l.time - ?",
             [int(span.total_seconds() * 1e6)],
         ).to_arrow_table()
     frame = {name: column.to_numpy() for name, column in zip(found.column_names, found.columns, strict=True)}
