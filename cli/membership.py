@@ -139,7 +139,9 @@ def _invite(name: str, words: list[str]) -> int:
         print(json.dumps({"site": said.site, "role": role, "expires": expires.isoformat(), "token": token}))
         return 0
     print(f"An invitation for the {role} {said.site}, good once and until {expires:%Y-%m-%d %H:%M} UTC.")
-    print(f"At the hospital: twinward site join TOKEN, where TOKEN is this line:\n\n{token}\n")
+    print(
+        f"At the hospital: twinward site join -\nand paste this line there, which is the token:\n\n{token}\n"
+    )
     return 0
 
 

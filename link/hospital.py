@@ -25,7 +25,7 @@ from link import tls  # first: see link/__init__.py
 import grpc  # isort: skip
 from flwr.app import Message
 
-from link.errors import CallRefused, LinkError
+from link.errors import CallRefused, LinkError, code_of
 from link.frames import CALL_ROOM, Limits, Manifest, Packer, Parcel, open_payload, open_request
 from link.generated import link_pb2 as pb
 from link.greeting import PROTOCOL, SessionEnded, Stream, read_hello
@@ -360,7 +360,7 @@ class HospitalLink:
             if future is None or future.done():
                 return
             if manifest.header.error:
-                future.set_exception(CallRefused(manifest.header.error[:64]))
+                future.set_exception(CallRefused(code_of(manifest.header.error, "unknown")))
             else:
                 future.set_result(open_payload(manifest, body))
 
@@ -398,14 +398,14 @@ async def _reason(call: grpc.aio.StreamStreamCall[bytes, bytes], ended: str) -> 
 def _code_of(error: grpc.RpcError) -> str:
     details = error.details() if isinstance(error, grpc.aio.AioRpcError) else ""
     if isinstance(error, grpc.aio.AioRpcError) and error.code() == grpc.StatusCode.UNAVAILABLE:
-        logger.info("the coordinator cannot be reached: %s", details)
+        logger.info("the coordinator cannot be reached: %r", str(details)[:500])
         return "unreachable"
     return _known(str(details))
 
 
 def _known(details: str) -> str:
     """The coordinator's code; any other text of gRPC goes to the log alone."""
-    if details and details.replace("_", "").isalpha() and details == details.lower():
-        return details[:64]
-    logger.info("the connection ended: %s", details)
-    return "lost"
+    code = code_of(details, "")
+    if not code:
+        logger.info("the connection ended: %r", details[:500])
+    return code or "lost"

@@ -14,7 +14,7 @@ from link import tls  # noqa: F401  first: see link/__init__.py
 
 import grpc  # isort: skip
 
-from link.errors import CallRefused
+from link.errors import CallRefused, code_of
 from link.frames import TOO_LARGE, Manifest, Packer, Parcel, open_payload
 from link.generated import link_pb2 as pb
 from link.greeting import PROTOCOL, SessionEnded, Stream, read_hello
@@ -173,7 +173,7 @@ class Hospital:
         with body:
             payload = open_payload(manifest, body)
         header = manifest.header
-        self._server.note("call", self.name, header.type[:64])
+        self._server.note("call", self.name, code_of(header.type, "unknown"))
         loop = asyncio.get_running_loop()
 
         def work() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from link.checking import Checker
 from link.chunks import read_chunk, write_chunk
+from link.errors import code_of
 from link.frames import BAD_BODY, BAD_HEADER, FrameError, Limits, Manifest, Parcel, open_header
 from link.generated import link_pb2 as pb
 from link.greeting import CLOSED, PROTOCOL_VIOLATED, SILENT, SessionEnded, Stream, parse_frame
@@ -206,7 +207,7 @@ class Session:
             elif kind == "received":
                 self._take_settled(frame.received.number, "")
             elif kind == "refused":
-                self._take_settled(frame.refused.number, frame.refused.code[:64] or BAD_HEADER)
+                self._take_settled(frame.refused.number, code_of(frame.refused.code, BAD_HEADER))
             elif kind == "beat":
                 self._owner.heard(frame.beat.head, frame.beat.time_s)
             else:
