@@ -154,7 +154,11 @@ def test_lines_with_other_numbers_of_fields_are_dropped_and_counted(tmp_path: Pa
         ("observations.csv", GOOD.replace("mg/dL", "mg%"), "mmol/L"),
         ("observations.csv", GOOD.replace("Z,", ","), "data.timezone=Europe/London"),
         ("observations.csv", GOOD.replace("glucose", "interleukin"), "unknown signal: interleukin (24)"),
-        ("observations.csv", GOOD.replace("glucose", "interleukin"), "as they are known: glucose, blood_glucose"),
+        (
+            "observations.csv",
+            GOOD.replace("glucose", "interleukin"),
+            "as they are known: glucose, blood_glucose",
+        ),
         ("glucose.csv", GOOD, "neither observations nor patients"),
         ("patients.csv", "id,age\n1,63\n", "lacks the column patient_id"),
         ("patients.csv", "patient_id,age\n1,63\n1,64\n", "repeats a patient_id"),
