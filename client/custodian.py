@@ -39,13 +39,6 @@ class Listener(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revision:
-    """Which state of the patients' words is current; another one after each consent and each erasure."""
-
-    words: int = 0
-
-
 @dataclass(slots=True)
 class _Feed:
     ingest: Ingest
@@ -81,7 +74,7 @@ class Custodian:
         self._feeds: dict[str, _Feed] = {}
         self._lock, self._exclusive = threading.Lock(), threading.RLock()
         self._listeners: tuple[Listener, ...] = ()
-        self._revision = Revision()
+        self._words = 0
 
     # Feeds (client.feeds.Intake)
 
@@ -162,10 +155,9 @@ class Custodian:
     # Patients' words
 
     @property
-    def revision(self) -> Revision:
-        """Changes with every consent and every erasure."""
-        with self._lock:
-            return self._revision
+    def words(self) -> int:
+        """How many consents and erasures there were in this process."""
+        return self._words
 
     def consent(self, patient_id: str, research: bool) -> None:
         """Records a patient's word; it holds for whatever is read from now on.
@@ -202,7 +194,8 @@ class Custodian:
     # Within
 
     def _ingest(self) -> Ingest:
-        return Ingest(pseudonym=self._pseudonym, timezone=self._timezone, codes=Codes.read(self._codes))
+        codes = Codes.read(self._codes)
+        return Ingest(pseudonym=self._pseudonym, timezone=self._timezone, codes=codes, clock=self.clock)
 
     def _warmed(self, feed: str) -> Ingest:
         ingest = self._ingest()
@@ -222,7 +215,7 @@ class Custodian:
 
     def _changed(self) -> None:
         with self._lock:
-            self._revision = Revision(words=self._revision.words + 1)
+            self._words += 1
         self._on_change()
 
     @contextmanager

@@ -2,7 +2,8 @@
 
 The rules are those of `twin.cleaning`, in its order, with these differences, since a stream has no end:
 - an unknown code or unit, or a time without a zone where none is declared, puts the row in quarantine;
-- only what is dated before 1900 or after 2300 is dropped for its date: a stream has no middle;
+- dropped for its date is what is dated before 1900 or after 2300, and more than a day after the clock, if
+  there is one: a stream has no middle, and one row of the year 2204 would be a patient's latest for ever;
 - rows of one moment are told apart by their source (feed and device), and the store merges sources;
 - a row that does not fit its own stream (`twin.outliers`) is kept and marked. What comes after it may change
   its mark: then it is in `Ingested.remarked`, and counted as one mark fewer, one more;
@@ -42,6 +43,7 @@ _SIGNALS: Final = tuple(SIGNALS)
 _NUMBER: Final = {name: number for number, name in enumerate(_SIGNALS)}
 _FIRST_US: Final = int(np.datetime64("1900-01-01", "us").astype(np.int64))
 _LAST_US: Final = int(np.datetime64("2300-01-01", "us").astype(np.int64))
+_DAY_US: Final = 86_400_000_000
 _NONE_WITHDRAWN: Final = pd.DataFrame({name: pd.Series(dtype="str") for name in WITHDRAWN})
 
 
@@ -52,18 +54,25 @@ class Ingest:
         pseudonym: of a source's identifier of a patient; the same for the same.
         timezone: IANA name of the zone of times that carry none; None: such rows go into quarantine.
         codes: the catalogue of codes with the site's own.
+        clock: now, UTC; None where records may lie in the future (dates were shifted).
 
     Raises:
         DataError: no such zone.
     """
 
     def __init__(
-        self, *, pseudonym: Callable[[str], str], timezone: str | None = None, codes: Codes | None = None
+        self,
+        *,
+        pseudonym: Callable[[str], str],
+        timezone: str | None = None,
+        codes: Codes | None = None,
+        clock: Callable[[], pd.Timestamp] | None = None,
     ) -> None:
         check_zone(timezone)
         self._pseudonym = pseudonym
         self._timezone = timezone
         self._codes = codes or Codes()
+        self._clock = clock
         self._recent: dict[Stream, Recent] = {}
         self._clocks = Clocks()
 
@@ -122,7 +131,8 @@ class Ingest:
         frame = readable(frame, _SIGNALS, tally, faults, self._timezone, _bounded_scale())
         for fault in faults:
             log.info("feed %s: %s; %s", feed, fault.what, fault.fix)
-        frame = _dated(frame, tally)
+        now_us = _LAST_US if self._clock is None else int(self._clock().timestamp() * 1e6)
+        frame = _dated(frame, tally, now_us + _DAY_US)
         device_N, devices = pd.factorize(rows["device"].astype("str").fillna("").str.strip())
         sources = [f"{feed}/{device}" if device else feed for device in devices]
         frame["source"] = device_N[frame["row"].to_numpy()]
@@ -291,11 +301,13 @@ def _bounded_scale(most: int = 1000) -> Callable[[str, str], tuple[float, float]
     return bounded
 
 
-def _dated(frame: pd.DataFrame, tally: Tally) -> pd.DataFrame:
+def _dated(frame: pd.DataFrame, tally: Tally, latest_us: int) -> pd.DataFrame:
     time_us_N = _microseconds(frame["time"])
     near_N = (time_us_N >= _FIRST_US) & (time_us_N <= _LAST_US)
+    come_N = time_us_N <= latest_us
     tally.drop("date before 1900 or after 2300", frame, ~near_N)
-    return frame.loc[near_N].reset_index(drop=True)
+    tally.drop("date in the future", frame, near_N & ~come_N)
+    return frame.loc[near_N & come_N].reset_index(drop=True)
 
 
 def _microseconds(times: pd.Series) -> np.ndarray:

@@ -254,3 +254,18 @@ def test_the_order_of_batches_changes_marks_at_most(seed: int) -> None:
         shuffled.commit(ingest.take(_batch(piece), "cgm"))
     values = [{key: value for key, (value, _) in store.rows.items()} for store in (whole, shuffled)]
     assert values[0] == values[1]
+
+
+def test_a_row_of_the_future_is_dropped_and_counted_and_stays_nobodys_latest() -> None:
+    day_min = 24 * 60
+    rows = [
+        _glucose(0, 100),
+        _glucose(day_min - 1, 110),
+        _glucose(day_min + 1, 120),
+        _glucose(180 * 365 * day_min, 90),
+    ]
+    taken = _ingest(clock=lambda: START).take(_batch(rows), "meter")
+    assert list(taken.observations["value"]) == [100.0, 110.0]
+    assert _fates(taken)["dropped", "date in the future"] == 2
+    shifted = _ingest().take(_batch(rows), "meter")  # whose records may lie in the future
+    assert len(shifted.observations) == 4
