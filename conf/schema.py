@@ -85,9 +85,18 @@ class Strategy:
     learning_rate: float = _in(0.3, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
     proximal_mu: float = _in(0.0, 0.0, 1e6, doc="pull of local steps to the global model", only=("fedprox",))
     server_learning_rate: float = _in(1.0, 0.0, 100.0, doc="step of the coordinator's optimiser")
-    beta1: float = _in(0.9, 0.0, 0.9999, doc="first moment", only=("fedadam",))
-    beta2: float = _in(0.99, 0.0, 0.9999, doc="second moment", only=("fedadam",))
-    tau: float = _in(1e-3, 1e-12, 1.0, doc="adaptivity floor", only=("fedadam",))
+    beta1: float = _in(
+        0.9,
+        0.0,
+        0.9999,
+        doc="first moment, or momentum",
+        only=("fedadam", "fedadagrad", "fedavgm", "fedyogi"),
+    )
+    beta2: float = _in(0.99, 0.0, 0.9999, doc="second moment", only=("fedadam", "fedyogi"))
+    tau: float = _in(1e-3, 1e-12, 1.0, doc="adaptivity floor", only=("fedadam", "fedadagrad", "fedyogi"))
+    trim: float = _in(
+        0.25, 0.0, 0.49, doc="share of sites left out at each end of each number", only=("trimmed_mean",)
+    )
     average_last: float = _in(0.5, 0.0, 1.0, doc="fraction of the last rounds whose mean is the final model")
 
 

@@ -1,32 +1,47 @@
-"""Aggregation rules: pure functions of arrays, and one adapter that makes them a Flower strategy."""
+"""Aggregation rules: pure functions of arrays, and one adapter that makes them a Flower strategy.
+
+A rule is a dataclass whose fields bear names of keys of `strategy`; a new one is its file, its line here,
+its yaml in conf/strategy/ and, if it has a key of its own, that key in conf/schema.py.
+"""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 from conf.errors import ConfigError
 from conf.schema import Strategy
+from strategies.fedadagrad import FedAdagrad
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
+from strategies.fedavgm import FedAvgM
 from strategies.fedprox import FedProx
+from strategies.fedyogi import FedYogi
+from strategies.median import Median
 from strategies.rule import Rule
+from strategies.trimmed_mean import TrimmedMean
 
-NAMES = ("fedadam", "fedavg", "fedprox")
+RULES: dict[str, Any] = {
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedprox": FedProx,
+    "fedyogi": FedYogi,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+}
+NAMES = tuple(sorted(RULES))
 
 
 def build(strategy: Strategy) -> Rule:
-    """The rule that a configuration names.
+    """The rule that a configuration names, with the keys of the configuration that it has.
 
     Raises:
         ConfigError: no rule has this name.
     """
-    if strategy.name == "fedavg":
-        return FedAvg(server_learning_rate=strategy.server_learning_rate)
-    if strategy.name == "fedprox":
-        return FedProx(server_learning_rate=strategy.server_learning_rate)
-    if strategy.name == "fedadam":
-        return FedAdam(
-            server_learning_rate=strategy.server_learning_rate,
-            beta1=strategy.beta1,
-            beta2=strategy.beta2,
-            tau=strategy.tau,
-        )
-    raise ConfigError(f"strategy.name: allowed are {', '.join(NAMES)}; {strategy.name!r} came.")
+    kind = RULES.get(strategy.name)
+    if kind is None:
+        raise ConfigError(f"strategy.name: allowed are {', '.join(NAMES)}; {strategy.name!r} came.")
+    rule: Rule = kind(**{entry.name: getattr(strategy, entry.name) for entry in fields(kind)})
+    return rule

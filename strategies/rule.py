@@ -52,23 +52,31 @@ class Rule(Protocol):
         ...
 
 
+def checked_weights(updates: int, weights: Sequence[float]) -> list[float]:
+    """The weights over their sum.
+
+    Raises:
+        StrategyError: no update, other numbers of updates and weights, or a weight that is not above 0.
+    """
+    if not updates or updates != len(weights):
+        raise StrategyError(f"expected one weight per update and at least one; got {updates}, {len(weights)}")
+    if not all(0.0 < weight < float("inf") for weight in weights):
+        raise StrategyError("expected finite weights above 0")
+    total = float(sum(weights))
+    return [float(weight) / total for weight in weights]
+
+
 def weighted_mean(updates: Sequence[Mapping[str, np.ndarray]], weights: Sequence[float]) -> Arrays:
     """The weighted mean of updates, float64, summed in the order given.
 
     Raises:
         StrategyError: no update, other numbers of updates and weights, or a weight that is not above 0.
     """
-    if not updates or len(updates) != len(weights):
-        raise StrategyError(
-            f"expected one weight per update and at least one; got {len(updates)}, {len(weights)}"
-        )
-    if not all(0.0 < weight < float("inf") for weight in weights):
-        raise StrategyError("expected finite weights above 0")
-    total = float(sum(weights))
+    shares = checked_weights(len(updates), weights)
     mean = {name: np.zeros(np.shape(array), np.float64) for name, array in updates[0].items()}
-    for update, weight in zip(updates, weights, strict=True):
+    for update, share in zip(updates, shares, strict=True):
         for name in mean:
-            mean[name] += (float(weight) / total) * np.asarray(update[name], np.float64)
+            mean[name] += share * np.asarray(update[name], np.float64)
     return mean
 
 
