@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.words import output, parser, read
+from conf.errors import ConfigError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -55,9 +56,13 @@ def home_parser(name: str, doc: str, epilog: str = "") -> argparse.ArgumentParse
 def _run(name: str, words: list[str]) -> int:
     said = read(home_parser(name, "Run a site.", _RUN), words)
     from client.agent import Agent
+    from client.data import reads_store
     from client.home import SiteHome
 
-    agent = Agent(SiteHome(said.home))
+    home = SiteHome(said.home)
+    if reads_store(home):
+        raise ConfigError(f"the site trains on its store: run `twinward site up --home {said.home}`")
+    agent = Agent(home)
 
     def end(_: int, __: FrameType | None) -> None:
         # In a thread: this one may hold the very lock that the stop needs.
@@ -174,28 +179,32 @@ def _personalise(name: str, words: list[str]) -> int:
     args.add_argument("task", help="name of the task, as glucose")
     said = read(args, words)
     from client.home import SiteHome
-    from client.personalise import personalise
 
-    home = SiteHome(said.home)
-    done = personalise(home, said.task)
-    facts = {
-        "task": said.task,
-        "model": done.card.sha256,
-        "patients": done.patients,
-        "patients_with_own_model": done.moved,
-        "figures": done.figures,
-        "best": done.best,
-        "kept_in": str(home.models / said.task),
-    }
+    facts = _fitted(SiteHome(said.home), said.task)
     if said.json:
         print(json.dumps(facts, indent=2))
         return 0
-    _print_figures(done.figures)
-    print(f"{done.patients} patients, {done.moved} with a model of their own; kept in {facts['kept_in']}.")
+    _print_figures(facts["figures"])
+    own = facts["patients_with_own_model"]
+    print(f"{facts['patients']} patients, {own} with a model of their own; kept in {facts['kept_in']}.")
     print(
         "Judged on later halves of patients that the site's model had not seen; not private, for you alone."
     )
     return 0
+
+
+def _fitted(home: SiteHome, task: str) -> dict[str, Any]:
+    """What came of fitting the site's and the patients' models, here or in the process that has the store."""
+    from client.counter import ask
+    from client.data import reads_store
+    from client.personalise import personalise, personalise_store
+
+    if not reads_store(home):
+        return personalise(home, task).facts() | {"kept_in": str(home.models / task)}
+    kept = {"kept_in": str(home.store)}
+    if home.is_running:
+        return dict(ask(home.door, "fit", task=task).facts) | kept
+    return personalise_store(home, task).facts() | kept
 
 
 def _print_figures(figures: dict[str, dict[str, float]]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client import plugins
+from client import plugins, research
 from client.data import windows
 from client.errors import ClientError
 from client.home import SiteHome
@@ -56,6 +56,17 @@ class Personalised:
     moved: int
     figures: dict[str, dict[str, float]]
 
+    def facts(self) -> dict[str, Any]:
+        """For a person or JSON."""
+        return {
+            "task": self.card.task,
+            "model": self.card.sha256,
+            "patients": self.patients,
+            "patients_with_own_model": self.moved,
+            "figures": self.figures,
+            "best": self.best,
+        }
+
     @property
     def best(self) -> str:
         """The model with the least error here; empty if too few patients tell."""
@@ -64,6 +75,17 @@ class Personalised:
             if errors:
                 return min(errors, key=errors.__getitem__)
         return ""
+
+
+def personalise_store(home: SiteHome, task_name: str) -> Personalised:
+    """Fits, keeps and judges them in the site's store, which no process has open.
+
+    Raises:
+        ClientError: as `personalise`.
+        StoreError, TrustError: the store cannot be opened.
+    """
+    with home.lock(), research.opened(home) as store:
+        return personalise(home, task_name, OwnModels(store))
 
 
 def personalise(home: SiteHome, task_name: str, own: OwnModels | None = None) -> Personalised:

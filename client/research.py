@@ -11,31 +11,46 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
 
 from client.counter import Answer, ask
-from client.custodian import Custodian
 from client.errors import ClientError
 from client.home import SiteHome
 from client.records import AuditRecords
 from client.store_settings import read_store_settings
 from client.strongroom import open_store
 from twin.site import Quality, Site
+from twin.store import Store
 from twin.store.reading import Purpose
 
 RIGHT: Final = "training:read"
 FRESH_S: Final = 900.0
 """Training sees new observations within this time; a patient's word at once."""
 
-_OWNED: dict[str, Custodian] = {}
+
+class Reader(Protocol):
+    """Who owns a store in this process (client.custodian.Custodian)."""
+
+    @property
+    def words(self) -> int:
+        """Counts consents and erasures."""
+        ...
+
+    def site(self, name: str, purpose: Purpose) -> Site:
+        """The patients whom the purpose allows."""
+        ...
+
+
+_OWNED: dict[str, Reader] = {}
 _LOCK: Final = threading.Lock()
 
 
 @contextmanager
-def owned(home: SiteHome, custodian: Custodian, *, forget: Callable[[], None]) -> Iterator[None]:
+def owned(home: SiteHome, custodian: Reader, *, forget: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within it this process owns the home's store, and reads it without its door."""
     with _LOCK:
         _OWNED[str(home.directory)] = custodian
@@ -47,10 +62,27 @@ def owned(home: SiteHome, custodian: Custodian, *, forget: Callable[[], None]) -
         forget()
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    store: Store
+    words: int = 0
+
+    def site(self, name: str, purpose: Purpose) -> Site:
+        return self.store.site(name, purpose=purpose)
+
+
+@contextmanager
+def opened(home: SiteHome) -> Iterator[Store]:
+    """The store of a home that no process runs, owned by this one."""
+    settings = read_store_settings(home)
+    with open_store(home.store, home.vault, settings.lock()) as store, owned(home, _Opened(store)):
+        yield store
+
+
 def stamp(home: SiteHome) -> tuple[object, ...]:
     """Another one whenever what research may read must be read anew."""
     custodian = _OWNED.get(str(home.directory))
-    words = 0 if custodian is None else custodian.revision.words
+    words = 0 if custodian is None else custodian.words
     return (words, custodian is None, int(time.monotonic() // FRESH_S))
 
 
@@ -71,8 +103,7 @@ def site(home: SiteHome, purpose: Purpose = "research") -> Site:
             raise ClientError("unavailable", "The site's process fits its own models, each night.")
         found = site_of(name, ask(home.door, "training"))
     else:
-        settings = read_store_settings(home)
-        with open_store(home.store, home.vault, settings.lock()) as store:
+        with opened(home) as store:
             _record(home, getpass.getuser(), purpose)
             found = store.site(name, purpose=purpose)
     if found.patients.empty and purpose == "research":

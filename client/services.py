@@ -159,7 +159,7 @@ def _of_operators(desk: Desk) -> dict[str, Service]:
         "check": Service(right="store:check", answer=lambda _: Answer(facts=_checked(desk))),
         "rotate": Service(right="store:rotate", answer=lambda _: _rotate(desk)),
         "fit": Service(
-            right="store:check",
+            right="models:fit",
             answer=lambda words: _fit(desk, _text(words, "task")),
             about=lambda words: f"fit own models of {_text(words, 'task')}",
         ),
@@ -251,6 +251,8 @@ def _erase(desk: Desk, words: Words) -> Answer:
 def _export(desk: Desk, words: Words) -> Answer:
     use = f"export {_use(words)}"
     found = desk.custodian.site(desk.home.settings().site, "research")
+    if found.patients.empty:
+        raise ClientError("too_few_patients", "Nobody in the store consents to research.")
     made = deidentify(found, Pseudonyms(desk.home.secret(), use), known=_identifiers(found.patients))
     answer = research.answer_of(made.site)
     return Answer(
@@ -324,17 +326,7 @@ def _rotate(desk: Desk) -> Answer:
 
 
 def _fit(desk: Desk, task: str) -> Answer:
-    done = personalise(desk.home, task, desk.own)
-    return Answer(
-        facts={
-            "task": task,
-            "model": done.card.sha256,
-            "patients": done.patients,
-            "patients_with_own_model": done.moved,
-            "figures": done.figures,
-            "best": done.best,
-        }
-    )
+    return Answer(facts=personalise(desk.home, task, desk.own).facts())
 
 
 # Words

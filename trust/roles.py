@@ -31,6 +31,7 @@ RIGHTS: Final[Mapping[str, tuple[str, ...]]] = {
         "export:make",
         "feeds:read",
         "identify",
+        "models:fit",
         "quality:read",
         "quality:totals",
         "quarantine:read",
@@ -39,6 +40,7 @@ RIGHTS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "operator": (
         "feeds:read",
+        "models:fit",
         "quality:totals",
         "status:read",
         "store:backup",
