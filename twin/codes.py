@@ -178,6 +178,7 @@ _EXPORTS: Final[Mapping[str, Mapping[str, str]]] = {
         "bolus": "insulin_bolus",
         "basal": "insulin_basal",
         "insulin": "insulin_bolus",
+        "insulin:long": "insulin_long_acting",
         "food": "carbohydrates",
         "wizard": "carbohydrates",
     },

@@ -28,8 +28,27 @@ log = logging.getLogger(f"twinward.{__name__}")
 
 HEAD_BYTES: Final = 64 * 1024
 _NUMBER: Final = re.compile(r"[+-]?(?:\d{1,15}(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d{1,2})?")
-_LOW: Final = frozenset("low lo niedrig tief bas faible basso bajo baixo laag låg lavt lav matala".split())
-_HIGH: Final = frozenset("high hi hoch haut élevé elevé alto hoog hög højt høj høyt korkea".split())
+_LOW: Final = frozenset(
+    (
+        "low",
+        "lo",
+        "niedrig",
+        "tief",
+        "bas",
+        "faible",
+        "basso",
+        "bajo",
+        "baixo",
+        "laag",
+        "låg",
+        "lavt",
+        "lav",
+        "matala",
+    )
+)
+_HIGH: Final = frozenset(
+    ("high", "hi", "hoch", "haut", "élevé", "elevé", "alto", "hoog", "hög", "højt", "høj", "høyt", "korkea")
+)
 _SPREAD_MIN: Final = 5
 
 
@@ -84,29 +103,20 @@ class RowReader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportFiles:
-    """A file or a folder of exports of one kind, read once; ends when everything is read.
+class Files:
+    """A file or a folder of files of one kind, read once; ends when everything is read.
 
     Attributes:
         name: of the feed.
         path: a file, or a folder with files at any depth.
-        patient: whose a file is: "folder", the name of the folder that it stands in; "file", its name up to
-            the first underscore or dot; "id:…", this one's.
         settle_s: a file that changed less than this ago is waited for.
         rows_per_batch: about as many rows are committed at once.
     """
 
     name: str
     path: Path
-    patient: str = "folder"
     settle_s: float = 5.0
     rows_per_batch: int = 50_000
-
-    def __post_init__(self) -> None:
-        if self.patient not in ("folder", "file") and not self.patient.removeprefix("id:").strip():
-            raise DataError(f"feed {self.name!r}: {_RULES}")
-        if self.patient not in ("folder", "file") and not self.patient.startswith("id:"):
-            raise DataError(f"feed {self.name!r}: {_RULES}")
 
     def reader(self) -> Reader:
         """How a file of this kind is read."""
@@ -116,34 +126,69 @@ class ExportFiles:
         """Of the names of its files, lower-case."""
         return (".csv", ".csv.gz", ".txt")
 
+    def files(self) -> list[Path]:
+        """Its files, in the order in which they are read."""
+        return files_below(self.path, self.endings())
+
+    def owner(self, path: Path) -> str:  # noqa: ARG002 - others need it
+        """Whose a file is; "" if it says so itself."""
+        return ""
+
     def batches(self, position: str) -> Generator[Batch, None, None]:
         """Everything after `position`, see `twin.connectors.feed.Connector`."""
-        kept = Kept.of(position)
-        for path in files_below(self.path, self.endings()):
+        kept, reader = Kept.of(position), self.reader()
+        for path in self.files():
             yield from settled(path, self.settle_s)
-            yield from self._file(path, kept)
+            yield from self._file(path, kept, reader)
 
-    def _file(self, path: Path, kept: Kept) -> Iterator[Batch]:
-        reader = self.reader()
+    def _file(self, path: Path, kept: Kept, reader: Reader) -> Iterator[Batch]:
         place = place_of(path, self.path)
+        last: Batch | None = None
         try:
             start = kept.start_of(place, path, reader.grows)
             if start is None:
                 return
-            last: Batch | None = None
-            for number, batch in reader.parts(
-                path, whose(path, self.path, self.patient), start, self.rows_per_batch
-            ):
+            for number, batch in reader.parts(path, self.owner(path), start, self.rows_per_batch):
                 if last is not None:
                     yield last
                 kept.reached(place, number)
                 last = replace(batch, position=str(kept))
         except (Refused, OSError) as fault:
             kept.finish(place)
+            if last is not None:
+                yield last
             yield refused(fault, str(kept))
             return
         kept.finish(place)
         yield replace(last or Batch(), position=str(kept))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFiles(Files):
+    """Files of which each is one patient's.
+
+    Attributes:
+        patient: whose a file is: "folder", the name of the folder that it stands in; "file", its name up to
+            the first underscore or dot; "id:…", this one's.
+    """
+
+    patient: str = "folder"
+
+    def __post_init__(self) -> None:
+        check_rule(self.name, self.patient)
+
+    def owner(self, path: Path) -> str:
+        return whose(path, self.path, self.patient)
+
+
+def check_rule(feed: str, rule: str) -> None:
+    """Nothing.
+
+    Raises:
+        DataError: the option `patient` of a feed is none of its forms.
+    """
+    if rule not in ("folder", "file") and not (rule.startswith("id:") and rule[3:].strip()):
+        raise DataError(f"feed {feed!r}: {_RULES}")
 
 
 _RULES: Final = (
@@ -315,7 +360,7 @@ class Sensor:
     high_mg_dl: float = 400.0
 
     def value(self, text: str, unit: str, rows: Rows) -> tuple[float, str] | None:
-        """(value, unit) of a cell; the limit, counted as fixed, for a word; None, counted, for what is neither."""
+        """(value, unit) of a cell; of a word the limit, counted as fixed; else None, counted."""
         found = number_of(text)
         if found is not None:
             return found, unit
@@ -329,7 +374,7 @@ class Sensor:
 
 
 def spread(start: datetime, units: float, duration_min: float) -> list[tuple[datetime, float]]:
-    """(time, dose) of what a pump gives over a while, in equal parts every five minutes; the sum is `units`."""
+    """(time, dose) of what a pump gives over a while: equal parts every five minutes, `units` together."""
     parts = max(1, min(288, round(duration_min / _SPREAD_MIN)))
     step = timedelta(minutes=duration_min / parts)
     return [(start + k * step, units / parts) for k in range(parts)]

@@ -18,10 +18,22 @@ from twin.connectors.feed import Connector
 from twin.errors import DataError
 
 KINDS: Final[Mapping[str, str]] = {
+    "carelink": "twin.connectors.carelink:CareLink",
+    "clarity": "twin.connectors.clarity:Clarity",
+    "drop": "twin.connectors.drop:Drop",
     "fhir_files": "twin.connectors.fhir_files:FhirFiles",
     "fhir_rest": "twin.connectors.fhir_rest:FhirRest",
+    "folder": "twin.connectors.folder_feed:FolderFeed",
     "hl7v2_files": "twin.connectors.hl7v2_files:Hl7v2Files",
     "hl7v2_mllp": "twin.connectors.hl7v2_mllp:Hl7v2Mllp",
+    "kafka": "twin.connectors.kafka:Kafka",
+    "libreview": "twin.connectors.libreview:LibreView",
+    "mqtt": "twin.connectors.mqtt:Mqtt",
+    "nightscout": "twin.connectors.nightscout:Nightscout",
+    "omics": "twin.connectors.omics:Omics",
+    "omop": "twin.connectors.omop:Omop",
+    "tidepool": "twin.connectors.tidepool:Tidepool",
+    "vcf": "twin.connectors.vcf:Vcf",
 }
 """Kind → `module:Class`; a module is imported when a feed of its kind is built."""
 

@@ -129,6 +129,17 @@ def whole(path: Path) -> bytes | None:
     return text if len(text) <= LARGEST_FILE else None
 
 
+def blocks_of(path: Path, size: int = 1 << 18) -> Iterator[bytes]:
+    """The bytes of a file, of what is in it if it is a gzip, block by block.
+
+    Raises:
+        OSError: the file cannot be read further.
+    """
+    with _opened(path) as handle:
+        while block := handle.read(size):
+            yield block
+
+
 def _opened(path: Path) -> io.BufferedIOBase:
     return _Archive(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
