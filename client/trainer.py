@@ -77,17 +77,29 @@ def load_state(model: nn.Module, state: Mapping[str, np.ndarray]) -> None:
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
 
 
-def _choose(examples: Examples, terms: Terms, stream: NoiseStream) -> Tensor | None:
-    """The windows of a step as an index, None if it is all of them."""
-    counts_P = np.bincount(examples.patient_N.cpu().numpy(), minlength=len(examples.patients))
+def chosen_windows(counts_P: np.ndarray, terms: Terms, stream: NoiseStream) -> np.ndarray | None:
+    """The windows of a step, ascending int64; None if it is all of them.
+
+    Args:
+        counts_P: number of windows of each patient; windows are numbered patient by patient.
+        stream: of this choice alone.
+    """
     everybody = terms.sampling_rate >= 1.0
     if everybody and counts_P.max(initial=0) <= terms.windows_per_patient:
         return None
-    index = torch.from_numpy(stream.choose(counts_P, terms.windows_per_patient)).to(examples.patient_N.device)
+    index_M = stream.choose(counts_P, terms.windows_per_patient)
     if everybody:
-        return index
+        return index_M
     sampled_P = stream.poisson_sample(len(counts_P), terms.sampling_rate)
-    return index[torch.from_numpy(sampled_P).to(index.device)[examples.patient_N[index]]]
+    taken_P = np.minimum(counts_P, terms.windows_per_patient)
+    return index_M[np.repeat(sampled_P, taken_P)]
+
+
+def _choose(examples: Examples, terms: Terms, stream: NoiseStream) -> Tensor | None:
+    """The windows of a step as an index, None if it is all of them."""
+    counts_P = np.bincount(examples.patient_N.cpu().numpy(), minlength=len(examples.patients))
+    index_M = chosen_windows(counts_P, terms, stream)
+    return None if index_M is None else torch.from_numpy(index_M).to(examples.patient_N.device)
 
 
 def _gradient(

@@ -210,12 +210,12 @@ def _is_known(layer: nn.Module) -> bool:
 def _shared(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     """Inputs and gradients of a layer with all shared axes as one: (N, S, I…), (N, S, O)."""
     if isinstance(layer, nn.Conv1d):
-        return _unfolded(layer, inputs), gradients.transpose(1, 2)
+        return unfolded(layer, inputs), gradients.transpose(1, 2)
     count = len(inputs)
     return inputs.reshape(count, -1, inputs.shape[-1]), gradients.reshape(count, -1, gradients.shape[-1])
 
 
-def _unfolded(layer: nn.Conv1d, inputs_NCT: Tensor) -> Tensor:
+def unfolded(layer: nn.Conv1d, inputs_NCT: Tensor) -> Tensor:
     """What the kernel sees at every output step, a view of (N, S, channels, taps)."""
     dilation = layer.dilation[0]
     reach = dilation * (layer.kernel_size[0] - 1)
