@@ -50,9 +50,8 @@ class OwnModels:
         self._store.keep_model("", _name(task, "facts"), json.dumps({"base": own.base}).encode())
         self._store.keep_model("", _name(task, "site"), arrays_to_bytes(own.site))
         for row, patient in enumerate(own.patients if own.personal is not None else ()):
-            arrays = {
-                name: np.ascontiguousarray(values[row]) for name, values in (own.personal or {}).items()
-            }
+            # Not `ascontiguousarray`, which would make a number of each patient an array of one.
+            arrays = {name: np.array(values[row]) for name, values in (own.personal or {}).items()}
             try:
                 self._store.keep_model(patient, _name(task, _PERSONAL), _bytes(own.base, arrays))
             except StoreError:

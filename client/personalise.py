@@ -31,7 +31,13 @@ from trust.digest import Arrays
 from twin.halves import halves
 from twin.models.network import Network
 from twin.personal.bayes import PathTask, SiteModel, adapt_patients, adapt_site
-from twin.personal.logistic import adapt_site_classifier
+from twin.personal.logistic import (
+    PatientClassifiers,
+    SiteClassifier,
+    adapt_patient_classifiers,
+    adapt_site_classifier,
+    offset_precision,
+)
 from twin.splits import Split
 from twin.tasks.protocol import Examples, Forecast, LastValueTask, Task
 
@@ -153,10 +159,7 @@ def _ready(home: SiteHome, task_name: str) -> tuple[Card, Network, Task, Example
 def _keep(place: _Place, card: Card, network: Network, task: Task, examples: Examples) -> int:
     """Fits on everything and keeps it; how many patients have a model of their own."""
     if not isinstance(task, PathTask):
-        classifier = adapt_site_classifier(network, examples)
-        arrays = _arrays({"shift_D": classifier.shift_D, "precision": classifier.precision})
-        place.put(card, (), arrays, None)
-        return 0
+        return _keep_classifier(place, card, network, task, examples)
     site = adapt_site(network, task, examples)
     everything = torch.ones(len(examples), dtype=torch.bool)
     personal = adapt_patients(network, task, site, examples, everything)
@@ -169,6 +172,44 @@ def _keep(place: _Place, card: Card, network: Network, task: Task, examples: Exa
     return int((personal.kept_P > 0).reshape(len(examples.patients), -1).any(1).sum())
 
 
+def _keep_classifier(place: _Place, card: Card, network: Network, task: Task, examples: Examples) -> int:
+    everything = torch.ones(len(examples), dtype=torch.bool)
+    site, personal = _classifiers(network, task, examples, *_halves(task, examples), examples, everything)
+    arrays = _arrays({"shift_D": site.shift_D, "precision": site.precision})
+    if personal is None:
+        place.put(card, (), arrays, None)
+        return 0
+    # Kept for everybody, also where it is 0: what is kept takes the place of what was.
+    place.put(card, examples.patients, arrays, _arrays({"offset_P": personal.offset_P}))
+    return int((personal.offset_P != 0).sum())
+
+
+def _classifiers(
+    network: Network,
+    task: Task,
+    training: Examples,
+    early_N: Tensor,
+    late_N: Tensor,
+    own: Examples,
+    adapts_N: Tensor,
+) -> tuple[SiteClassifier, PatientClassifiers | None]:
+    """The site's model of yes or no, and the patients'; without time nobody has one.
+
+    Args:
+        training: what makes the site's model. early_N, late_N: its halves, which tell how far patients move.
+        own: windows of the patients who are adapted to. adapts_N: which of them adapt.
+    """
+    site = adapt_site_classifier(network, training)
+    if task.horizons_min == (0,):
+        return site, None
+    precision = offset_precision(network, site, training, early_N, late_N)
+    return site, adapt_patient_classifiers(network, site, own, adapts_N, precision)
+
+
+def _halves(task: Task, examples: Examples) -> tuple[Tensor, Tensor]:
+    return halves(examples, float(task.horizons_min[-1]))
+
+
 def _arrays(values: dict[str, Any]) -> dict[str, np.ndarray]:
     return {
         name: value.numpy() if isinstance(value, Tensor) else np.asarray(value, np.float64)
@@ -178,7 +219,7 @@ def _arrays(values: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _figures(network: Network, task: Task, examples: Examples) -> dict[str, dict[str, float]]:
     """Every figure of the task for each model, over all folds of patients."""
-    early_N, late_N = halves(examples, float(task.horizons_min[-1]))
+    early_N, late_N = _halves(task, examples)
     parts: dict[str, list[Forecast]] = {}
     for training_N, test_N in _folds(examples):
         own = examples.at(test_N)
@@ -186,7 +227,8 @@ def _figures(network: Network, task: Task, examples: Examples) -> dict[str, dict
         rows = own.at(late)
         if isinstance(task, LastValueTask):
             parts.setdefault("persistence", []).append(task.forecast(task.persistence_outputs(rows), rows))
-        for name, outputs in _models(network, task, examples.at(training_N), own, early_N[test_N]).items():
+        training, halves_N = examples.at(training_N), (early_N[training_N], late_N[training_N])
+        for name, outputs in _models(network, task, training, halves_N, own, early_N[test_N]).items():
             parts.setdefault(name, []).append(task.forecast(outputs(rows), rows))
     found = {name: _joined(forecasts) for name, forecasts in parts.items()}
     if isinstance(task, PathTask) and "global" in found:
@@ -206,12 +248,20 @@ def _folds(examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _models(
-    network: Network, task: Task, training: Examples, own: Examples, early_N: Tensor
+    network: Network,
+    task: Task,
+    training: Examples,
+    halves_N: tuple[Tensor, Tensor],
+    own: Examples,
+    early_N: Tensor,
 ) -> dict[str, Outputs]:
     found: dict[str, Outputs] = {"global": network}
     if not isinstance(task, PathTask):
-        classifier = adapt_site_classifier(network, training)
-        return found | {"site": lambda rows: classifier.outputs(network, rows)}
+        classifier, patients = _classifiers(network, task, training, *halves_N, own, early_N)
+        found["site"] = lambda rows: classifier.outputs(network, rows)
+        if patients is not None:
+            found["personal"] = lambda rows: patients.outputs(network, rows)
+        return found
     site: SiteModel = adapt_site(network, task, training)
     personal = adapt_patients(network, task, site, own, early_N)
     return found | {

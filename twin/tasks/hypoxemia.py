@@ -65,6 +65,11 @@ class HypoxemiaTask:
     def horizons_min(self) -> tuple[int, ...]:
         return (self.horizon_min,)
 
+    @property
+    def history_min(self) -> float:
+        """How far back the window of this moment looks, which may begin two horizons ago."""
+        return inputs.LOOKS_BACK * self.horizon_min
+
     def examples(self, site: Site) -> Examples:
         """A window for the first SpO2 value in each stride whose label is known."""
         clock = Clock.over(microseconds(site.observations["time"]))

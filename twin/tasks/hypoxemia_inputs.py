@@ -24,6 +24,9 @@ CARRY_OTHERS = 12.0
 LAGS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 BACK = (1.0, 3.0, 12.0)
 NEAR_PCT = 3.0
+# The oldest value that a window can see: the one that another signal's first slot still carries, of a window
+# at an SpO2 value that is itself as old as may be.
+LOOKS_BACK = SLOT * (SLOTS - 1) + CARRY_OTHERS + CARRY_SPO2
 
 # Centre and scale of each other signal: round values of an adult at rest, fixed and public.
 OTHERS = {

@@ -1,12 +1,12 @@
 """A task's models at one site, ready to forecast all patients in one batch: global, site or personal.
 
-Letters as in `twin.personal.bayes`; M patients who have a model of their own.
+Letters as in `twin.personal.bayes` and `twin.personal.logistic`; M patients who have a model of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ class Forecaster:
         task: with a window of this moment. network: with the federation's weights in it.
         version: of the federation's model, for instance its serial.
         site: what the site made of it; None is nothing.
-        personal: the patients' models, and `own` their rows in it by pseudonym.
+        personal: the patients' models of a path; offset_M: what is added to the log odds of a yes-or-no task.
+        own: the row in either by pseudonym.
     """
 
     task: LiveTask
@@ -37,6 +38,7 @@ class Forecaster:
     version: str
     site: SiteModel | SiteClassifier | None = None
     personal: PatientModels | None = None
+    offset_M: Tensor | None = None
     own: Mapping[str, int]
 
     @staticmethod
@@ -53,25 +55,29 @@ class Forecaster:
 
         Args:
             site: shift_HD, log_spread_2H, … of a path, or shift_D of a classifier.
-            personal: shift_PHD, log_spread_P2H, kept_P. patients: whose rows these are.
+            personal: shift_PHD, log_spread_P2H, kept_P; or offset_P. patients: whose rows these are.
 
         Raises:
             DataError: the task cannot forecast from a living record, or arrays and patients do not agree.
         """
         if not isinstance(task, LiveTask):
             raise DataError("This task has no window of this moment (`latest`); it cannot forecast live.")
-        if personal is not None and len(personal["shift_PHD"]) != len(patients):
-            raise DataError(
-                f"{len(personal['shift_PHD'])} personal models came with {len(patients)} pseudonyms."
-            )
+        is_path = isinstance(task, PathTask)
+        count = 0 if personal is None else len(personal["shift_PHD" if is_path else "offset_P"])
+        if personal is not None and count != len(patients):
+            raise DataError(f"{count} personal models came with {len(patients)} pseudonyms.")
         network.requires_grad_(False)
+        offset_M = None if personal is None or is_path else _tensor(personal["offset_P"])
+        # Whom no offset moved is forecast by the site's model, and is told so.
+        moved_M = range(count) if offset_M is None else torch.nonzero(offset_M)[:, 0].tolist()
         return Forecaster(
             task=task,
             network=network,
             version=version,
             site=_site_model(task, site),
-            personal=None if personal is None else _patient_models(personal),
-            own={} if personal is None else {patient: row for row, patient in enumerate(patients)},
+            personal=_patient_models(personal) if personal is not None and is_path else None,
+            offset_M=offset_M,
+            own={patients[row]: row for row in moved_M},
         )
 
     def outputs(self, examples: Examples) -> Tensor:
@@ -81,9 +87,10 @@ class Forecaster:
             return self._everybody(examples.patients, self.site).outputs(self.network, task, examples)
         with torch.no_grad():
             if isinstance(self.site, SiteClassifier):
-                return self.site.outputs(self.network, examples)
-            plain: Tensor = self.network(examples).double()
-            return plain
+                said = self.site.outputs(self.network, examples)
+            else:
+                said = self.network(examples).double()
+            return said + self._offsets(examples)
 
     def model_of(self, patient_id: str) -> str:
         """Which model forecasts a patient, and of which version: `personal 7`."""
@@ -95,16 +102,20 @@ class Forecaster:
         if patient_id not in self.own:
             return self
         row = self.own[patient_id]
-        blank = None if self.personal is None else _erased(self.personal, row)
-        own = {patient: r for patient, r in self.own.items() if patient != patient_id}
-        return Forecaster(
-            task=self.task,
-            network=self.network,
-            version=self.version,
-            site=self.site,
-            personal=blank,
-            own=own,
+        return replace(
+            self,
+            personal=None if self.personal is None else _erased(self.personal, row),
+            offset_M=None if self.offset_M is None else self.offset_M.index_fill(0, torch.tensor([row]), 0.0),
+            own={patient: r for patient, r in self.own.items() if patient != patient_id},
         )
+
+    def _offsets(self, examples: Examples) -> Tensor:
+        """Of each window's patient, N × 1; 0 where there is none."""
+        offset_P = torch.zeros(len(examples.patients), dtype=torch.float64)
+        for place, patient in enumerate(examples.patients if self.offset_M is not None else ()):
+            if patient in self.own and self.offset_M is not None:
+                offset_P[place] = self.offset_M[self.own[patient]]
+        return offset_P[examples.patient_N][:, None]
 
     def _everybody(self, patients: Sequence[str], site: SiteModel) -> PatientModels:
         """A model for each of these patients, the site's where there is no own one."""

@@ -160,7 +160,7 @@ def _reading_line(reading: Reading) -> str:
 
 def _ahead_line(ahead: Ahead) -> str:
     if ahead.probability is not None:
-        return f"  in {ahead.horizon_min} min: {ahead.task} {100 * ahead.probability:.0f} % ({ahead.model})"
+        return f"  next {ahead.horizon_min} min: {ahead.task} {100 * ahead.probability:.0f} % ({ahead.model})"
     unit = SIGNALS[ahead.task].unit if ahead.task in SIGNALS else ""
     return (
         f"  in {ahead.horizon_min} min: {ahead.task} {ahead.middle:.0f} {unit}, 80 % within "
