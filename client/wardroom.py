@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import pandas as pd
 
@@ -35,6 +35,9 @@ NOTICES: Final = "notices"
 _MOST_ROWS: Final = 5_000_000
 _CHECKED_AT_ONCE: Final = 200
 _AT_MOST_S: Final = 0.5
+_RECORD_ROWS: Final = 20_000
+_RECORD_S: Final = 5.0
+"""So many rows at once are a record of the past, for which the ward may wait so long until it is complete."""
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -67,6 +70,7 @@ class WardRoom:
         self._rules, self._models, self._every_s = rules, models, every_s
         self._waiting: deque[pd.DataFrame | _Erased] = deque()
         self._waiting_rows, self._behind = 0, False
+        self._since_s = 0.0
         self._wake = threading.Event()
         self._lock = threading.RLock()
         self._ward: Ward | None = None
@@ -90,9 +94,12 @@ class WardRoom:
             self._begin()
             due_s = 0.0
             while not stop.is_set():
-                self._work(due := time.monotonic() >= due_s)
-                if due:
+                if time.monotonic() >= due_s:
+                    self._look_after_everybody()
                     due_s = time.monotonic() + self._every_s
+                elif self._waiting and not self._may_wait():
+                    with self._lock:
+                        self._ready()
                 if self._behind:
                     raise ClientError("unavailable", "The ward fell behind its feeds.")
                 self._wake.wait(_AT_MOST_S)
@@ -174,12 +181,10 @@ class WardRoom:
         with self._lock:
             self._ward = ward
 
-    def _work(self, due: bool) -> None:
-        """Takes what came; forecasts and looks after everybody when it is time."""
+    def _look_after_everybody(self) -> None:
+        """New models, forecasts and alerts of all patients."""
         with self._lock:
             ward = self._ready()
-            if not due:
-                return
             self._use_new_models(ward)
             now = self._custodian.clock()
             ward.forecasts(now)
@@ -200,7 +205,7 @@ class WardRoom:
     def _catch_up(self, ward: Ward) -> None:
         touched: set[str] = set()
         while self._waiting:
-            item = self._waiting.popleft()
+            item = self._next()
             if isinstance(item, _Erased):
                 with suppress(DataError):  # it never heard of the patient
                     ward.forget(item.patient_id)
@@ -209,13 +214,35 @@ class WardRoom:
             ward.update(item)
             if len(touched) <= _CHECKED_AT_ONCE:
                 touched.update(item["patient_id"].unique().tolist())
-        self._waiting_rows = 0
+        self._waiting_rows, self._since_s = 0, 0.0
         here = sorted(touched & set(ward.patients())) if len(touched) <= _CHECKED_AT_ONCE else []
         if here:
             notices = ward.check(self._custodian.clock(), here)
             if notices:
                 self._offer(notices)
                 self._keep(ward)
+
+    def _next(self) -> pd.DataFrame | _Erased:
+        """A patient to forget, or all rows that wait before the next one.
+
+        The ward takes many patients' rows in the time of one's, so a record that is read patient by patient
+        is better taken whole.
+        """
+        item = self._waiting.popleft()
+        if isinstance(item, _Erased):
+            return item
+        frames = [item]
+        while self._waiting and not isinstance(self._waiting[0], _Erased):
+            frames.append(cast("pd.DataFrame", self._waiting.popleft()))
+        return item if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+
+    def _may_wait(self) -> bool:
+        """Whether what waits is a record of the past that is still being read."""
+        if self._waiting_rows < _RECORD_ROWS:
+            return False
+        if not self._since_s:
+            self._since_s = time.monotonic()
+        return time.monotonic() - self._since_s < _RECORD_S
 
     def _use_new_models(self, ward: Ward) -> None:
         for forecaster in self._new_models():
