@@ -6,6 +6,9 @@ during training: a round's answer is the update and nothing else.
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
+
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -58,17 +61,54 @@ def accept(message: Message, context: Context) -> Message:
 @app.train()
 def train_round(message: Message, context: Context) -> Message:
     """Answers a round: from the ledger if it was answered before, else trained, cached, then sent."""
+    begun = begin(message, context)
+    site, plan, request = begun.site, begun.plan, begun.request
+    payload = begun.payload
+    if payload is None:
+        payload = begun.complete(_update(begun))
+    said = Answer(site=site.name, plan=plan.hash, round=request.round, base=request.base)
+    return Message(answer(said, arrays_from_bytes(payload)), reply_to=message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A round that stands in the site's ledger; `payload` is its release if it was answered before."""
+
+    site: OpenSite
+    plan: Plan
+    request: Round
+    model: Arrays
+    payload: bytes | None
+
+    @property
+    def stream(self) -> NoiseStream:
+        """The site's noise and draws for this round."""
+        request = self.request
+        context = (
+            f"plan {self.plan.hash} round {request.round} base {request.base} data {self.site.data_sha256}"
+        )
+        return NoiseStream(self.site.secret, context.encode())
+
+    def complete(self, update: Arrays) -> bytes:
+        """The bytes of the release, in the ledger."""
+        payload = arrays_to_bytes(update)
+        self.site.ledger.complete(self.plan.hash, self.request.round, self.request.base, payload)
+        return payload
+
+
+def begin(message: Message, context: Context) -> Begun:
+    """A round that the site takes, reserved in its ledger before anything is computed.
+
+    Raises:
+        ClientError: why it does not take it.
+    """
     asked = read_asked(message)
     site, plan = open_site(context, asked), asked.plan
     request, model = read_train_request(message.content)
     check_base(site, plan, request, model)
     check_share(site, plan)
     payload = site.ledger.reserve(plan.hash, request.round, request.base, plan.strategy.local_steps)
-    if payload is None:
-        payload = arrays_to_bytes(_update(site, plan, request, model))
-        site.ledger.complete(plan.hash, request.round, request.base, payload)
-    said = Answer(site=site.name, plan=plan.hash, round=request.round, base=request.base)
-    return Message(answer(said, arrays_from_bytes(payload)), reply_to=message)
+    return Begun(site=site, plan=plan, request=request, model=model, payload=payload)
 
 
 @app.query("question")
@@ -121,19 +161,41 @@ def check_base(site: OpenSite, plan: Plan, request: Round, model: Arrays) -> Non
     """
     if not 1 <= request.round <= plan.rounds:
         raise ClientError("round_unknown", f"The plan has rounds 1 to {plan.rounds}; {request.round} came.")
-    if arrays_sha256(model) != request.base or (request.round == 1 and request.base != plan.base_sha256):
+    if site.name not in plan.asked(request.round):
+        raise ClientError("round_unknown", f"The plan does not ask this site in round {request.round}.")
+    digest, sound = _SEEN.judged(model)
+    if digest != request.base or (request.round == 1 and request.base != plan.base_sha256):
         raise ClientError("base_mismatch", "The model that came is not the one that the request names.")
     wanted = {name: tuple(value.shape) for name, value in site.model.state_dict().items()}
     if {name: array.shape for name, array in model.items()} != wanted:
         raise ClientError("base_mismatch", "The model that came has not the arrays of the plan's network.")
     # Attack: a base of huge weights makes gradients overflow for some patients' data and not for
     # others', and whether training failed would say which, without noise and without a charge.
-    if not all(
-        array.dtype == np.float32 and bool((np.abs(array) <= MOST_WEIGHT).all()) for array in model.values()
-    ):
+    if not sound:
         raise ClientError(
             "base_mismatch", f"The model that came is not float32, not finite, or above {MOST_WEIGHT:g}."
         )
+
+
+class _Seen(threading.local):
+    """What is known of the model that was judged last: the sites of a simulation all get the same object."""
+
+    def __init__(self) -> None:
+        self._model: Arrays = {}
+        self._verdict = ("", False)
+
+    def judged(self, model: Arrays) -> tuple[str, bool]:
+        """Its SHA-256, and whether its weights are of the size of weights."""
+        if model is not self._model or any(array.flags.writeable for array in model.values()):
+            sound = all(
+                array.dtype == np.float32 and bool((np.abs(array) <= MOST_WEIGHT).all())
+                for array in model.values()
+            )
+            self._verdict, self._model = (arrays_sha256(model), sound), model
+        return self._verdict
+
+
+_SEEN = _Seen()
 
 
 def _release(plan: Plan) -> GaussianRelease:
@@ -143,15 +205,15 @@ def _release(plan: Plan) -> GaussianRelease:
     )
 
 
-def _update(site: OpenSite, plan: Plan, request: Round, model: Arrays) -> Arrays:
-    context = f"plan {plan.hash} round {request.round} base {request.base} data {site.data_sha256}"
+def _update(begun: Begun) -> Arrays:
+    site, plan = begun.site, begun.plan
     return train(
         model=site.model,
-        state=model,
+        state=begun.model,
         examples=site.examples,
         task=site.task,
         terms=plan.terms,
         strategy=plan.strategy,
         declared=plan.patients_of(site.name),
-        stream=NoiseStream(site.secret, context.encode()),
+        stream=begun.stream,
     )

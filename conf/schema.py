@@ -81,6 +81,9 @@ class Strategy:
     most_times_median: float = _in(
         25.0, 1.0, 1e6, doc="most that a site weighs, in times the median site, whatever it declares"
     )
+    sites_per_round: int | None = _in(
+        None, 1, 1_000_000, doc="sites asked in a round, drawn by the plan's hash; null is all"
+    )
     local_steps: int = _in(1, 1, 10_000, doc="optimiser steps at a site per round")
     learning_rate: float = _in(0.3, 0.0, 100.0, doc="step of the site's optimiser, in whitened coordinates")
     proximal_mu: float = _in(0.0, 0.0, 1e6, doc="pull of local steps to the global model", only=("fedprox",))

@@ -107,7 +107,7 @@ class Rounds:
                 plan=self.plan.hash,
                 round=row.number,
                 base=row.base,
-                sites={node: site for site, node in self.nodes.items()},
+                sites={self.nodes[site]: site for site in self.plan.asked(row.number)},
                 shapes=self.shapes,
                 norms=self._norms(),
             ),

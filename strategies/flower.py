@@ -60,7 +60,7 @@ class FlowerStrategy(Strategy):
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,  # noqa: ARG002  Flower's signature; everything stands in the plan
-        grid: Grid,  # noqa: ARG002  Flower's signature; participants stand in the plan
+        grid: Grid,  # noqa: ARG002  Flower's signature; who is asked stands in the plan
     ) -> list[Message]:
         base = arrays_sha256({name: array.numpy() for name, array in arrays.items()})
         request = ConfigRecord(
@@ -78,7 +78,8 @@ class FlowerStrategy(Strategy):
                 TRAIN,
                 group_id=str(server_round),
             )
-            for site in sorted(self.nodes)
+            for site in self.plan.asked(server_round)
+            if site in self.nodes
         ]
 
     def aggregate(self, updates: Mapping[str, Mapping[str, np.ndarray]]) -> Applied:

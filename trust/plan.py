@@ -16,6 +16,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from statistics import median_low
 from typing import Any
 
@@ -65,7 +66,7 @@ class Participant:
     patients: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: what follows from a plan is kept with it
 class Plan:
     """What is trained, how, with whom, from which model, at what price in privacy.
 
@@ -100,7 +101,7 @@ class Plan:
                 "This plan cannot be carried out:\n" + "\n".join(f"- {fault}" for fault in faults)
             )
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the canonical form."""
         return sha256(self.to_json().encode())
@@ -125,15 +126,32 @@ class Plan:
         Raises:
             PlanError: the site is not a participant.
         """
-        for participant in self.participants:
-            if participant.site == site:
-                return participant.patients
+        if site in self._patients:
+            return self._patients[site]
         raise PlanError(f"Expected a participant of the plan; {site!r} is none of {self.sites}.")
 
-    @property
+    @cached_property
     def sites(self) -> tuple[str, ...]:
         """Names of the participants, sorted."""
         return tuple(participant.site for participant in self.participants)
+
+    @cached_property
+    def _patients(self) -> dict[str, int]:
+        return {participant.site: participant.patients for participant in self.participants}
+
+    def asked(self, number: int) -> tuple[str, ...]:
+        """The participants that round `number` asks, sorted: all, or strategy.sites_per_round of them.
+
+        Which ones follows from the plan's hash and the number alone, so coordinator and sites agree
+        without a message, and a resumed round asks the same. It is public, so no privacy is gained by
+        it: a site books the schedule as if it were asked in every round.
+        """
+        most = self.strategy.sites_per_round
+        if most is None or most >= len(self.participants):
+            return self.sites
+        seed = self.hash
+        drawn = sorted(self.sites, key=lambda site: sha256(f"{seed} round {number} {site}".encode()))
+        return tuple(sorted(drawn[:most]))
 
     def weights(self) -> dict[str, float]:
         """The weight of each participant in the mean of updates; they add up to one.
@@ -247,6 +265,10 @@ def _faults(plan: Plan) -> list[str]:
         (
             1 <= plan.quorum <= ranges.MOST_PATIENTS,
             f"quorum: 1 to {ranges.MOST_PATIENTS}, {plan.quorum} came",
+        ),
+        (
+            plan.strategy.sites_per_round is None or plan.quorum <= plan.strategy.sites_per_round,
+            f"quorum: at most strategy.sites_per_round, {plan.quorum} came",
         ),
         (
             0 < plan.deadline_s <= ranges.LONGEST_DEADLINE_S,

@@ -69,6 +69,8 @@ def text_faults(name: str, text: str) -> Iterable[str]:
 
 def _outside(name: str, metadata: Any, value: Any) -> Iterable[str]:
     allowed, choices = metadata.get("allowed"), metadata.get("choices")
+    if value is None:  # where the type allows it; reading a plan has checked
+        return
     if allowed and not allowed[0] <= value <= allowed[1]:
         yield f"{name}: {allowed[0]:g} to {allowed[1]:.10g}, {value:.6g} came"
     if choices and value not in choices:

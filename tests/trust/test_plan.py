@@ -144,6 +144,27 @@ def test_a_number_beyond_float_is_refused() -> None:
         from_json(PLAN.to_json().replace('"clip_norm":1.0', '"clip_norm":1e999'))
 
 
+def test_a_round_asks_as_many_sites_as_it_should_and_over_many_rounds_each_as_often() -> None:
+    declared = {f"site-{number}": 10 for number in range(8)}
+    plan = replace(OFFER, strategy=Strategy(sites_per_round=3)).with_participants(declared)
+    rounds = [plan.asked(number) for number in range(1, 1001)]
+    assert all(len(set(asked)) == 3 and list(asked) == sorted(asked) for asked in rounds)
+    times = [sum(site in asked for asked in rounds) for site in plan.sites]
+    assert max(abs(count - 375) for count in times) < 5 * (1000 * 0.375 * 0.625) ** 0.5
+    assert from_json(plan.to_json()).asked(7) == plan.asked(7)
+    assert [replace(plan, purpose="other").asked(number) for number in range(1, 1001)] != rounds
+
+
+def test_a_round_asks_everybody_where_the_plan_asks_for_more_than_there_are() -> None:
+    assert PLAN.asked(3) == PLAN.sites
+    assert replace(PLAN, strategy=Strategy(sites_per_round=9)).asked(3) == PLAN.sites
+
+
+def test_a_quorum_beyond_the_sites_of_a_round_is_refused() -> None:
+    with pytest.raises(PlanError, match="quorum: at most"):
+        replace(PLAN, quorum=2, strategy=Strategy(sites_per_round=1))
+
+
 def test_weights_are_shares_of_declared_patients_or_equal() -> None:
     assert PLAN.weights() == pytest.approx({"north": 55 / 65, "south": 10 / 65})
     equal = replace(PLAN, strategy=Strategy(weighting="equal"))
