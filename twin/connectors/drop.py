@@ -96,9 +96,7 @@ class Drop:
 
     def _files(self) -> list[Path]:
         if not self.folder.is_dir():
-            raise DataError(
-                f"feed {self.name!r}: there is no such folder; create it or mend the option folder."
-            )
+            raise DataError(f"feed {self.name!r}: its folder is not there; create it.")
         return sorted(
             path
             for path in self.folder.rglob("*")
@@ -181,7 +179,7 @@ class Drop:
                 target.with_name(f"{target.name}.reason.txt").write_text(text, encoding="utf-8")
         except OSError as fault:
             raise DataError(
-                f"feed {self.name!r}: a file cannot be moved to {where}/ ({fault.strerror}); it is committed. "
+                f"feed {self.name!r}: a file cannot be moved to {where}/ ({fault.strerror}). "
                 "Let this user write in the folder."
             ) from None
 

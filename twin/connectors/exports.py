@@ -313,7 +313,7 @@ def head_of(path: Path) -> str:
         if line is None or len(found) >= HEAD_BYTES:
             break
     head = bytes(found[:HEAD_BYTES])
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in head[:4096]:
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:4096].count(0) > len(head[:4096]) // 8:
         raise Refused("it is no text in UTF-8")
     return head.decode("utf-8-sig", errors="replace")
 
