@@ -45,7 +45,9 @@ LOW = 90.0
 MIN_US = 60_000_000
 VALUES = (90.0, 91.0, 92.0, 93.0, 94.0, 95.0, 96.0)
 CHANCES = (0.5, 0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02, 0.015, 0.01, 0.007)
-RATES = (0.1, 0.25, 0.5, 1.0)
+RATES, SHARES = (0.1, 0.25, 0.5, 1.0), (2.0, 5.0, 10.0, 20.0)
+# Less than this tells nothing at the same cost.
+LEAST_DAYS = 30.0
 MODELS = ("global", "personal")
 # Every way rings above its limit, so values are turned round.
 WAYS = (
@@ -201,43 +203,42 @@ def _print(judged: Judged) -> None:
             (100 * judged.active_days[people, way], judged.days[people]),
         )
         say(f"{name:<24} " + " ".join(f"{_interval(a, b, weights):>20}" for a, b in figures))
-    _print_matched(judged, people, weights)
+    for what, costs, spent in (
+        ("false alarms a day", RATES, judged.false),
+        ("percent of time with an alarm", SHARES, 100 * judged.active_days),
+    ):
+        say(f"told before, %, at so many {what}")
+        for cost in costs if judged.days.sum() > LEAST_DAYS else ():
+            say(f"{cost:>6}: {_matched(judged, cost, spent[people], people, weights)}")
 
 
-def _print_matched(judged: Judged, people: np.ndarray, weights_BP: np.ndarray) -> None:
-    """Told before at the same false alarms: on straight lines between the limits tried."""
-    if not judged.events.sum():
-        return
-    events_B = weights_BP @ judged.events[people]
-    told_BW = 100 * (weights_BP @ judged.told[people]) / np.maximum(events_B, 1.0)[:, None]
-    false_BW = (weights_BP @ judged.false[people]) / (weights_BP @ judged.days[people])[:, None]
-    whole = 100 * judged.told.sum(0) / judged.events.sum(), judged.false.sum(0) / judged.days.sum()
-    kinds = {kind: [w for w, way in enumerate(WAYS) if way[1] == kind] for kind in ("value", *MODELS)}
-    say("told before, %, at so many false alarms a day")
-    for rate in RATES:
-        drawn = {
-            kind: np.array([_at(rate, *row) for row in zip(told_BW[:, ways], false_BW[:, ways], strict=True)])
-            for kind, ways in kinds.items()
-        }
-        figures = {kind: _at(rate, whole[0][ways], whole[1][ways]) for kind, ways in kinds.items()}
-        told = [f"{kind} {figures[kind]:.0f} ({_bounds(drawn[kind])})" for kind in kinds]
-        for name in MODELS:
-            more = figures[name] - figures["value"]
-            told.append(f"{name} - value {more:+.0f} ({_bounds(drawn[name] - drawn['value'])})")
-        say(f"{rate:>6}: " + "; ".join(told))
+def _matched(
+    judged: Judged, cost: float, spent_PW: np.ndarray, people: np.ndarray, weights: np.ndarray
+) -> str:
+    """Told before at the same cost: on straight lines between the limits tried."""
+    draws = np.concatenate([np.ones((1, len(people))), weights])  # the first is the figure itself
+    told_BW = 100 * (draws @ judged.told[people]) / np.maximum(draws @ judged.events[people], 1.0)[:, None]
+    spent_BW = (draws @ spent_PW) / (draws @ judged.days[people])[:, None]
+    ways = {kind: [w for w, way in enumerate(WAYS) if way[1] == kind] for kind in ("value", *MODELS)}
+    found = {
+        kind: np.array([_at(cost, told[w], spent[w]) for told, spent in zip(told_BW, spent_BW, strict=True)])
+        for kind, w in ways.items()
+    }
+    found |= {f"{model} - value": found[model] - found["value"] for model in MODELS}
+    return "; ".join(f"{name} {_bounds(drawn)}" for name, drawn in found.items())
 
 
-def _at(rate: float, told_W: np.ndarray, false_W: np.ndarray) -> float:
-    order = np.argsort(false_W, kind="stable")
-    beyond = rate > false_W[order[-1]]
-    return np.nan if beyond else float(np.interp(rate, false_W[order], told_W[order]))
+def _at(cost: float, told_W: np.ndarray, spent_W: np.ndarray) -> float:
+    order = np.argsort(spent_W, kind="stable")
+    beyond = cost > spent_W[order[-1]]
+    return np.nan if beyond else float(np.interp(cost, spent_W[order], told_W[order]))
 
 
 def _bounds(values_B: np.ndarray) -> str:
     if np.isnan(values_B).mean() > 0.05:
         return "beyond the limits tried"
-    low, high = np.nanquantile(values_B, (0.025, 0.975))
-    return f"{low:.0f} to {high:.0f}"
+    low, high = np.nanquantile(values_B[1:], (0.025, 0.975))
+    return f"{values_B[0]:.0f} ({low:.0f} to {high:.0f})"
 
 
 def _interval(above_P: np.ndarray, below_P: np.ndarray, weights_BP: np.ndarray) -> str:
