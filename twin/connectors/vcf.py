@@ -68,7 +68,8 @@ def read_panel(path: Path, build: str = "") -> Batch:
             calls: list[dict[str, Call]] = [{} for _ in samples]
             rejected: dict[str, int] = {}
             for variant, record in _records(file, found):
-                _call(variant, record, samples, calls, rejected)
+                is_here = record.pos == variant.position(found)
+                _call(variant, record, is_here, samples, calls, rejected)
     except Refused:
         raise
     except (ValueError, OSError, KeyError, IndexError, UnicodeDecodeError):
@@ -121,16 +122,20 @@ def _records(file: Any, build: str) -> Iterator[tuple[Variant, Any]]:
 
 
 def _call(
-    variant: Variant, record: Any, samples: list[str], calls: list[dict[str, Call]], rejected: dict[str, int]
+    variant: Variant,
+    record: Any,
+    is_here: bool,
+    samples: list[str],
+    calls: list[dict[str, Call]],
+    rejected: dict[str, int],
 ) -> None:
-    build_at = record.pos in (variant.grch38, variant.grch37)
     alleles = record.alleles or ()
     is_block = bool(alleles) and all(alternative in _SYMBOLIC for alternative in alleles[1:])
-    if build_at and alleles and len(alleles[0]) == 1 and alleles[0].upper() != variant.reference:
+    if is_here and alleles and len(alleles[0]) == 1 and alleles[0].upper() != variant.reference:
         raise Refused(
             f"its reference allele at {variant.rsid} is not the genome's: another build or the other strand"
         )
-    if not build_at and not is_block:
+    if not is_here and not is_block:
         _count(rejected, "another variant over a place of the panel", 1)
         for called in calls:
             called.pop(variant.rsid, None)
@@ -153,7 +158,7 @@ def _genotype(variant: Variant, alleles: tuple[str, ...], is_block: bool, sample
     quality = sample.get("GQ")
     if not genotype or None in genotype or len(genotype) > 2:
         return None
-    if quality is not None and quality < _LEAST_QUALITY:
+    if quality is not None and not (isinstance(quality, int | float) and quality >= _LEAST_QUALITY):
         return None
     if is_block:
         found = [variant.reference if allele == 0 else "?" for allele in genotype]
