@@ -56,7 +56,7 @@ class Clock:
         return float(wall), float(cpu)
 
 
-def settings(engine: str, sites: int, rounds: int, *, model: str, private: bool, records: str) -> Config:
+def settings(engine: str, sites: int, rounds: int, *, model: str, private: bool) -> Config:
     """The configuration that an engine runs."""
     privacy = ["privacy=patient", "privacy.noise_multiplier=1.0", "privacy.epsilon=null"]
     return load(
@@ -73,7 +73,6 @@ def settings(engine: str, sites: int, rounds: int, *, model: str, private: bool,
             f"strategy.local_steps={STEPS}",
             "strategy.learning_rate=0.05",
             f"rounds={rounds}",
-            *([f"engine.records={records}"] if engine == "batched" and records else []),
         ]
     )
 
@@ -124,10 +123,10 @@ def bare(config: Config, task: Task, sites: dict[str, Examples], rounds: int, cl
         clock.mark()
 
 
-def measure(engine: str, sites: int, rounds: int, *, model: str, private: bool, records: str) -> dict[str, float]:
+def measure(engine: str, sites: int, rounds: int, *, model: str, private: bool) -> dict[str, float]:
     """Seconds per round and memory of one engine, in this process."""
     torch.set_num_threads(1)
-    config = settings("local" if engine == "bare" else engine, sites, rounds, model=model, private=private, records=records)
+    config = settings("local" if engine == "bare" else engine, sites, rounds, model=model, private=private)
     task = tasks.build(config.task)
     data, clock = make_sites(task, sites), Clock()
     began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -152,7 +151,6 @@ def main() -> None:
     args.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     args.add_argument("--model", choices=("linear", "mlp"), default="mlp")
     args.add_argument("--private", action="store_true")
-    args.add_argument("--records", default="")
     args.add_argument("--one", action="store_true", help="measure here, print JSON")
     chosen = args.parse_args()
     if chosen.one:
@@ -162,7 +160,6 @@ def main() -> None:
             chosen.rounds,
             model=chosen.model,
             private=chosen.private,
-            records=chosen.records,
         )
         print(json.dumps(figures))
         return
@@ -174,7 +171,6 @@ def main() -> None:
             words = [sys.executable, __file__, "--one", "--engines", engine, "--sites", str(sites)]
             words += ["--rounds", str(chosen.rounds), "--model", chosen.model]
             words += ["--private"] if chosen.private and engine != "bare" else []
-            words += ["--records", chosen.records] if chosen.records else []
             done = subprocess.run(words, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
             base = base or found["cpu_s"]

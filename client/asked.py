@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flwr.app import Message
 
 from link.wire import TRAIN, Answer, read_plan_request, read_train_request
-from trust.plan import Plan, from_json
+from trust.plan import Plan
+from trust.plan import from_json as plan_from_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,12 @@ class Asked:
     def answer(self, site: str) -> Answer:
         """The names that an answer of this site must bear."""
         return Answer(site=site, plan=self.plan.hash, round=self.round, base=self.base)
+
+
+@lru_cache(maxsize=4)
+def from_json(text: str) -> Plan:
+    """The plan in a request. All sites of a simulation get the same text in a round, and a plan names each."""
+    return plan_from_json(text)
 
 
 def read_asked(message: Message) -> Asked:

@@ -88,7 +88,9 @@ class PlanEntry:
 class Ledger:
     """The ledger in the file `path`; one object per process and thread, closed by `close` or `with`."""
 
-    def __init__(self, path: str | Path, *, ceiling_epsilon: float | None, delta: float) -> None:
+    def __init__(
+        self, path: str | Path, *, ceiling_epsilon: float | None, delta: float, simulated: bool = False
+    ) -> None:
         """Opens the ledger, or begins one that only this user may read.
 
         Args:
@@ -96,6 +98,9 @@ class Ledger:
             ceiling_epsilon: most that all plans of the site's life may cost; None for no ceiling,
                 which then also admits plans without noise.
             delta: at which epsilon is stated, in (0, 1).
+            simulated: plans are on the disk when `open_plan` returns, rounds in the hands of the operating
+                system: a killed process loses none, a power cut may. For sites whose noise follows from a
+                seed alone: what was lost is then computed again to the same bytes.
 
         Raises:
             ClientError: ledger_unreadable, if the file is something else or of another version;
@@ -120,6 +125,9 @@ class Ledger:
             raise ClientError(
                 "ledger_unreadable", f"{path.name} is not a privacy ledger ({error})."
             ) from error
+        if simulated:
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._simulated = simulated
         _OPEN.add(self)
 
     def __enter__(self) -> Self:
@@ -156,6 +164,7 @@ class Ledger:
             ClientError: plan_differs, if the hash was opened with another schedule, or a rival was;
                 budget_exhausted, if all plans together would pass the ceiling.
         """
+        self._sql().execute("PRAGMA synchronous = FULL")
         with transaction(self._sql()) as sql:
             known = sql.execute(
                 "SELECT noise_multiplier, sampling_rate, steps FROM plans WHERE plan_hash = ?", (plan_hash,)
@@ -174,6 +183,8 @@ class Ledger:
                 (plan_hash, release.noise_multiplier, release.sampling_rate, release.steps, terms),
             )
             journal.append(sql, journal.plan_event(plan_hash, release, terms))
+        if self._simulated:
+            self._sql().execute("PRAGMA synchronous = NORMAL")
 
     def reserve(self, plan_hash: str, round_number: int, base_sha256: str, steps: int) -> bytes | None:
         """Marks a round as begun, before anything is computed for it.

@@ -208,7 +208,12 @@ def ledger_path(directory: Path, site: str) -> Path:
 
 def open_ledger(config: Config, directory: Path, site: str) -> Ledger:
     """The ledger of a simulated site, whose ceiling is what the run may cost."""
-    return Ledger(ledger_path(directory, site), ceiling_epsilon=_ceiling(config), delta=config.privacy.delta)
+    return Ledger(
+        ledger_path(directory, site),
+        ceiling_epsilon=_ceiling(config),
+        delta=config.privacy.delta,
+        simulated=True,
+    )
 
 
 def _ceiling(config: Config) -> float | None:

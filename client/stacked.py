@@ -37,11 +37,17 @@ MOST_SITES: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What one site brings to a round; see `client.trainer.train`."""
+    """What one site brings to a round; see `client.trainer.train`.
+
+    Attributes:
+        wanted: whether its update is needed. Who goes with whom must not hang on that, since it moves
+            the last bits of floats, and after a crash the same update must come out.
+    """
 
     examples: Examples
     declared: int
     stream: NoiseStream
+    wanted: bool = True
     counts_P: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +71,7 @@ def train_many(
     strategy: Strategy,
     floats_at_once: int = FLOATS_AT_ONCE,
 ) -> Iterator[tuple[int, Arrays | PrivacyError]]:
-    """The place in `works` and the update of each site, or why it has none, as chunks are done.
+    """The place in `works` and the update of each wanted site, or why it has none, as chunks are done.
 
     Args:
         model: a network of which `can_stack` holds and into which `state` is loaded.
@@ -75,11 +81,15 @@ def train_many(
     stacked = stack(model)
     start = {name: value.detach().clone() for name, value in trainable(model).items()}
     for places in _chunks(model, works, terms, floats_at_once):
+        if not any(works[place].wanted for place in places):
+            continue
         if len(places) == 1:
             yield places[0], _alone(model, state, works[places[0]], task, terms, strategy)
             continue
         run = _Run(stacked, start, [works[place] for place in places], task, terms, strategy)
-        yield from zip(places, run.updates(), strict=True)
+        for place, update in zip(places, run.updates(), strict=True):
+            if works[place].wanted:
+                yield place, update
 
 
 def _alone(

@@ -12,10 +12,11 @@ and which a hospital checks. An answer with a non-empty error code holds no more
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from link.errors import LinkError
 from strategies.flower import ANSWER, MODEL, ROUND, UPDATE, to_record
@@ -117,7 +118,7 @@ def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
         base=str(values["base"]),
         signature=str(values["signature"]),
     )
-    return request, record_to_arrays(content[MODEL])
+    return request, _MODEL_READ.arrays(content[MODEL])
 
 
 def answer(said: Answer, update: Arrays | None = None) -> RecordDict:
@@ -191,6 +192,38 @@ def read_question_answer(content: RecordDict) -> tuple[Answer, Counts | None]:
     if len(whole) != len(counts):
         raise LinkError("Expected whole numbers for counts.")
     return read_answer(RecordDict({ANSWER: content[ANSWER]}))[0], Counts(counts=whole, smallest=smallest)
+
+
+class _ModelRead(threading.local):
+    """The model that was read last, for all sites of a process that get the same one in a round.
+
+    It is known by its bytes objects, which do not change and which are held here, so that no other
+    object can have their identity. The arrays can be read only: they are shared.
+    """
+
+    def __init__(self) -> None:
+        self._parts: tuple[tuple[str, Array], ...] = ()
+        self._data: tuple[bytes, ...] = ()
+        self._arrays: Arrays = {}
+
+    def arrays(self, record: object) -> Arrays:
+        if not isinstance(record, ArrayRecord):
+            return record_to_arrays(record)
+        parts = tuple(record.items())
+        same = len(parts) == len(self._parts) and all(
+            name == known and array is kept and array.data is data
+            for (name, array), (known, kept), data in zip(parts, self._parts, self._data, strict=True)
+        )
+        if not same:
+            arrays = record_to_arrays(record)
+            for array in arrays.values():
+                array.flags.writeable = False
+            self._parts, self._data = parts, tuple(array.data for _, array in parts)
+            self._arrays = arrays
+        return self._arrays
+
+
+_MODEL_READ = _ModelRead()
 
 
 def record_to_arrays(record: object) -> Arrays:
