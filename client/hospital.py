@@ -31,7 +31,7 @@ from client.inbox import POLICY, Inbox, Offer
 from client.ledger import Ledger
 from client.policy import Facts, Policy, Verdict, cost, judge, parse_policy, policy_bytes, release_of
 from client.questions import Desk
-from client.records import AuditRecords, Records
+from client.records import AuditRecords, Records, Refusals
 from client.site import OpenSite
 from conf import schema
 from link.wire import ACCEPT, DECLARE, TRAIN
@@ -83,6 +83,7 @@ class Hospital:
         self.settings = home.settings()
         self._secret = home.secret()
         self._clock = clock
+        self._refusals = Refusals()
         self._records = records or AuditRecords(home)
         self._policy_sha256 = ""
         self._policy = self._read_policy()
@@ -282,11 +283,16 @@ class Hospital:
             self.inbox.done(offer, now_s=self._clock())
 
     def refused(self, asked: Asked | None, error: Exception, code: str) -> None:
-        """Records why a request is answered with a code; a wait is recorded once, with its offer."""
-        if code == "awaiting_approval":
+        """Records why a request is answered with a code; a wait is recorded once, with its offer.
+
+        Of more than a number in a minute the number alone: a coordinator may not fill the disk.
+        """
+        if code == "awaiting_approval" or not self._refusals.take(self._clock()):
             return
         plan = "" if asked is None else asked.plan.hash
         why = str(error) if isinstance(error, (ClientError, TrustError)) else type(error).__name__
+        if untold := self._refusals.untold():
+            why = f"{why} (and {untold} refusals before it that were not recorded one by one)"
         try:
             self._records.write("refused", who=self.name, why=why, plan=plan, code=code)
         except ClientError:  # a code says nothing of a patient; the operator must see that the log is broken

@@ -7,7 +7,7 @@ of our own errors. If the log cannot be written, what it would record does not h
 from __future__ import annotations
 
 import sqlite3
-from typing import Protocol
+from typing import Final, Protocol
 
 from client import anchor
 from client.errors import ClientError
@@ -18,6 +18,8 @@ from conf.errors import TwinwardError
 from trust.audit import AuditLog
 from trust.digest import sha256 as digest_of
 from trust.errors import TrustError
+
+MOST_REFUSALS_MIN: Final = 60
 
 Fact = str | int | float | bool
 
@@ -71,6 +73,27 @@ class AuditRecords:
 
     def close(self) -> None:
         self._log.close()
+
+
+class Refusals:
+    """How many refusals of the last minute are recorded one by one."""
+
+    def __init__(self) -> None:
+        self._since_s, self._told, self._untold = 0.0, 0, 0
+
+    def take(self, now_s: float) -> bool:
+        """Whether this one is; one that is not is counted."""
+        if not 0.0 <= now_s - self._since_s < 60.0:
+            self._since_s, self._told = now_s, 0
+        self._told += 1
+        if self._told > MOST_REFUSALS_MIN:
+            self._untold += 1
+        return self._told <= MOST_REFUSALS_MIN
+
+    def untold(self) -> int:
+        """How many were not recorded since this was asked last."""
+        untold, self._untold = self._untold, 0
+        return untold
 
 
 def note_policy(log: AuditLog, sha256: str, *, who: str) -> None:

@@ -15,7 +15,7 @@ from client.hospital import Hospital, close_hospitals, hospital
 from client.inbox import Inbox
 from client.ledger import Ledger
 from client.policy import Policy
-from client.records import Fact
+from client.records import MOST_REFUSALS_MIN, Fact
 from client.site import rehearsing
 from link.wire import DECLARE, plan_request
 from tests.hospital_home import AUTOMATIC, Coordinator, founded, write_policy
@@ -270,12 +270,14 @@ class Noted:
     def __init__(self, broken: str = "") -> None:
         self.broken = broken
         self.kinds: list[str] = []
+        self.whys: list[str] = []
         self.facts: list[dict[str, Fact]] = []
 
     def write(self, kind: str, *, who: str, why: str = "", **facts: Fact) -> None:
         if kind == self.broken:
             raise ClientError("audit_failed", "The disk is full.")
         self.kinds.append(kind)
+        self.whys.append(why)
         self.facts.append(facts)
 
     def policy(self, sha256: str, *, who: str) -> None:
@@ -377,3 +379,15 @@ def test_the_default_policy_is_what_a_new_home_has(waiting: Coordinator) -> None
         == "wait"
     )
     assert isinstance(AUTOMATIC, Policy)
+
+
+def test_of_a_flood_of_refusals_the_log_holds_some_and_their_number(automatic: Coordinator) -> None:
+    records, clock = Noted(), [1000.0]
+    hospital = Hospital(automatic.home, records=records, clock=lambda: clock[0])
+    for _ in range(500):
+        hospital.refused(None, ClientError("malformed", "no plan"), "malformed")
+    assert records.kinds.count("refused") == MOST_REFUSALS_MIN
+    clock[0] += 61.0
+    hospital.refused(None, ClientError("malformed", "no plan"), "malformed")
+    assert records.kinds.count("refused") == MOST_REFUSALS_MIN + 1
+    assert f"{500 - MOST_REFUSALS_MIN} refusals" in records.whys[-1]
