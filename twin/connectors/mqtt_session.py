@@ -187,7 +187,7 @@ class Session:
 
     def _on_disconnect(self, _: Any, __: Any, flags: Any, reason: Any, ___: Any) -> None:
         self._next_connection()
-        if self._closing.is_set():
+        if self._closing.is_set() or self._fault:
             return
         said = str(reason)
         if flags.is_disconnect_packet_from_server and said == "Session taken over":
