@@ -28,7 +28,7 @@ def train_ahead(requests: Sequence[tuple[Message, Context]]) -> None:
     begun = [_begun(message, context) for message, context in requests if _asks_training(message)]
     groups: dict[tuple[str, str], list[Begun]] = {}
     for entry in begun:
-        if entry is not None and can_stack(entry.site.model):
+        if entry is not None and entry.correction is None and can_stack(entry.site.model):
             groups.setdefault((entry.plan.hash, entry.request.base), []).append(entry)
     for group in groups.values():
         if len(group) > 1:

@@ -18,9 +18,11 @@ from client.asked import read_asked
 from client.errors import ClientError
 from client.site import OpenSite, open_site
 from client.trainer import train
-from link.wire import Answer, Round, answer, question_answer, read_train_request
+from link.wire import Answer, Round, answer, question_answer, read_correction, read_train_request
 from privacy.accounting import GaussianRelease
 from privacy.noise import NoiseStream
+from strategies.bound import correction_bound
+from strategies.rule import norm
 from trust.digest import Arrays, arrays_from_bytes, arrays_sha256, arrays_to_bytes
 from trust.plan import Plan
 from twin import tasks
@@ -79,6 +81,7 @@ class Begun:
     request: Round
     model: Arrays
     payload: bytes | None
+    correction: Arrays | None = None
 
     @property
     def stream(self) -> NoiseStream:
@@ -107,8 +110,9 @@ def begin(message: Message, context: Context) -> Begun:
     request, model = read_train_request(message.content)
     check_base(site, plan, request, model)
     check_share(site, plan)
+    correction = corrected(site, plan, read_correction(message.content))
     payload = site.ledger.reserve(plan.hash, request.round, request.base, plan.strategy.local_steps)
-    return Begun(site=site, plan=plan, request=request, model=model, payload=payload)
+    return Begun(site=site, plan=plan, request=request, model=model, payload=payload, correction=correction)
 
 
 @app.query("question")
@@ -198,6 +202,32 @@ class _Seen(threading.local):
 _SEEN = _Seen()
 
 
+def corrected(site: OpenSite, plan: Plan, correction: Arrays | None) -> Arrays | None:
+    """What the coordinator adds to this site's gradients, shortened to what the plan can give.
+
+    Attack: like a base of huge weights, a huge correction makes gradients overflow for some patients'
+    data and not for others'. A member who lied within its bound could make it too long as well; then
+    it is shortened, and the round goes on.
+
+    Raises:
+        ClientError: base_mismatch, if the strategy has none, or arrays or numbers are not in order.
+    """
+    if correction is None:
+        return None
+    if plan.strategy.name != "scaffold":
+        raise ClientError("base_mismatch", "A correction comes with strategy=scaffold, and with no other.")
+    shapes = {name: array.shape for name, array in correction.items()}
+    if shapes != dict(site.shapes) or any(array.dtype != np.float32 for array in correction.values()):
+        raise ClientError("base_mismatch", "The correction has not the arrays of an update.")
+    if not all(bool((np.abs(array) <= MOST_WEIGHT).all()) for array in correction.values()):
+        raise ClientError("base_mismatch", f"The correction is not finite, or above {MOST_WEIGHT:g}.")
+    size = sum(array.size for array in correction.values())
+    length, most = norm(correction), correction_bound(size, plan)
+    if not plan.terms.private or length <= most:
+        return correction
+    return {name: (array * (most / length)).astype(np.float32) for name, array in correction.items()}
+
+
 def _release(plan: Plan) -> GaussianRelease:
     terms = plan.terms
     return GaussianRelease(
@@ -216,4 +246,5 @@ def _update(begun: Begun) -> Arrays:
         strategy=plan.strategy,
         declared=plan.patients_of(site.name),
         stream=begun.stream,
+        correction=begun.correction,
     )

@@ -48,7 +48,7 @@ from link.wire import (
 )
 from privacy.errors import PrivacyError
 from privacy.questions import MOST_COUNT, SUPPRESSED
-from strategies.bound import norm_bound
+from strategies.bound import correction_bound, norm_bound
 from trust.digest import Arrays, arrays_sha256
 from trust.errors import TrustError
 from trust.plan import PATIENTS_STEP, Plan
@@ -189,7 +189,12 @@ def _norm(site: OpenSite, plan: Plan) -> float | None:
     size = sum(int(np.prod(shape)) for shape in site.shapes.values())
     declared = plan.patients_of(site.name)
     return norm_bound(
-        size=size, patients=site.patients, declared=declared, terms=plan.terms, strategy=plan.strategy
+        size=size,
+        patients=site.patients,
+        declared=declared,
+        terms=plan.terms,
+        strategy=plan.strategy,
+        correction=correction_bound(size, plan),
     )
 
 

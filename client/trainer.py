@@ -40,6 +40,7 @@ def train(
     strategy: Strategy,
     declared: int,
     stream: NoiseStream,
+    correction: Mapping[str, np.ndarray] | None = None,
 ) -> Arrays:
     """The site's update after `strategy.local_steps` steps from the model `state`.
 
@@ -49,6 +50,7 @@ def train(
         examples: windows of the patients that train, on the model's device.
         declared: the site's number of patients in the plan.
         stream: noise and draws of this round; private to the site.
+        correction: is added to each gradient after clipping and noise, made of releases alone.
 
     Raises:
         PrivacyError: without privacy only, a gradient is not finite; nothing was released.
@@ -59,6 +61,8 @@ def train(
         chosen = _choose(examples, terms, stream.child(f"choice {step}"))
         part = examples if chosen is None else examples.at(chosen)
         gradient = _gradient(model, part, task, terms, declared, stream.child(f"noise {step}"))
+        for name, value in (correction or {}).items():
+            gradient[name] = gradient[name] + torch.from_numpy(value).to(gradient[name])
         _step(model, start, gradient, strategy)
     return {
         name: (value.detach() - start[name]).cpu().numpy().astype(np.float32)

@@ -3,7 +3,8 @@
 Four requests, each with one answer:
 - `query.declare`: an offered plan → the site's name and its rounded number of patients;
 - `query.accept`: the plan with participants → the site's name;
-- `train`: an accepted plan, a round of it and the global model → the site's update;
+- `train`: an accepted plan, a round of it and the global model, with some strategies also what
+  the site adds to its gradients → the site's update;
 - `query.question`: a question (trust/question.py) → the site's noisy counts of patients.
 The plan travels whole each time, so that a site need not keep it: its hash says whether the site
 accepted it. With it travels the coordinator's signature over its JSON, which is empty in a simulation
@@ -19,7 +20,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from link.errors import LinkError
-from strategies.flower import ANSWER, MODEL, ROUND, UPDATE, to_record
+from strategies.flower import ANSWER, CORRECTION, MODEL, ROUND, UPDATE, to_record
 from trust.digest import Arrays
 
 DECLARE = "query.declare"
@@ -109,7 +110,7 @@ def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
     Raises:
         LinkError: the request is not of this form.
     """
-    if set(content) != {ROUND, MODEL}:
+    if set(content) - {CORRECTION} != {ROUND, MODEL}:
         raise LinkError(f"Expected the records {ROUND!r} and {MODEL!r}; {sorted(content)} came.")
     values = _read(content[ROUND], ROUND_KEYS, ROUND)
     request = Round(
@@ -119,6 +120,15 @@ def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
         signature=str(values["signature"]),
     )
     return request, _MODEL_READ.arrays(content[MODEL])
+
+
+def read_correction(content: RecordDict) -> Arrays | None:
+    """What a `train` request asks the site to add to its gradients; None if nothing.
+
+    Raises:
+        LinkError: it is not of the agreed form.
+    """
+    return record_to_arrays(content[CORRECTION]) if CORRECTION in content else None
 
 
 def answer(said: Answer, update: Arrays | None = None) -> RecordDict:

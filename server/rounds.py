@@ -21,14 +21,11 @@ from server.collecting import Collecting
 from server.post import Post
 from server.store import RoundRow, Store
 from strategies import average
-from strategies.bound import norm_bound
+from strategies.bound import MOST_GROWTH, correction_bound, norm_bound
 from strategies.flower import FlowerStrategy, to_record
 from strategies.rule import Rule
 from trust.digest import Arrays
 from trust.plan import Plan
-
-MOST_GROWTH = 10
-"""Times as many patients as it declared may a site have before its updates are refused as too long."""
 
 OnRound = Callable[[int, Arrays], None]
 
@@ -131,6 +128,7 @@ class Rounds:
                 declared=entry.patients,
                 terms=self.plan.terms,
                 strategy=self.plan.strategy,
+                correction=correction_bound(size, self.plan),
             )
             if bound is not None:
                 bounds[entry.site] = bound

@@ -19,6 +19,7 @@ from strategies.fedprox import FedProx
 from strategies.fedyogi import FedYogi
 from strategies.median import Median
 from strategies.rule import Rule
+from strategies.scaffold import Scaffold
 from strategies.trimmed_mean import TrimmedMean
 
 RULES: dict[str, Any] = {
@@ -29,6 +30,7 @@ RULES: dict[str, Any] = {
     "fedprox": FedProx,
     "fedyogi": FedYogi,
     "median": Median,
+    "scaffold": Scaffold,
     "trimmed_mean": TrimmedMean,
 }
 NAMES = tuple(sorted(RULES))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from conf.schema import Strategy
-from trust.plan import Terms
+from trust.plan import Plan, Terms
+
+MOST_GROWTH: Final = 10
+"""Times as many patients as it declared may a site have before its updates are refused as too long."""
 
 
-def norm_bound(*, size: int, patients: int, declared: int, terms: Terms, strategy: Strategy) -> float | None:
+def norm_bound(
+    *, size: int, patients: int, declared: int, terms: Terms, strategy: Strategy, correction: float = 0.0
+) -> float | None:
     """What the L2 norm of an update exceeds with a probability below 1e-20 if it was made as agreed.
 
     Steps add up: each is at most clip_norm per patient plus the noise. The norm of k standard normal
@@ -18,10 +24,30 @@ def norm_bound(*, size: int, patients: int, declared: int, terms: Terms, strateg
 
     Args:
         size: numbers in an update. patients: of the site that train. declared: in the plan.
+        correction: greatest norm of what the coordinator adds to each gradient (`correction_bound`).
     """
     mu = strategy.proximal_mu if strategy.name == "fedprox" else 0.0
     if not terms.private or mu * strategy.learning_rate > 1.0:
         return None
-    noise = terms.noise_multiplier * (math.sqrt(size) + 10.0)
-    per_step = terms.clip_norm * (patients + noise) / (terms.sampling_rate * declared)
+    per_step = _per_step(size, patients, declared, terms) + correction
     return 1.01 * strategy.local_steps * strategy.learning_rate * per_step
+
+
+def correction_bound(size: int, plan: Plan) -> float:
+    """What the L2 norm of a site's correction under SCAFFOLD does not exceed if all sites keep to the plan.
+
+    c_i and c are means of gradients that were made as agreed. 0 for other strategies, and where no
+    bound follows, without privacy.
+    """
+    if plan.strategy.name != "scaffold" or not plan.terms.private:
+        return 0.0
+    longest = (
+        _per_step(size, MOST_GROWTH * entry.patients, entry.patients, plan.terms)
+        for entry in plan.participants
+    )
+    return 2.0 * max(longest, default=0.0)
+
+
+def _per_step(size: int, patients: int, declared: int, terms: Terms) -> float:
+    noise = terms.noise_multiplier * (math.sqrt(size) + 10.0)
+    return terms.clip_norm * (patients + noise) / (terms.sampling_rate * declared)

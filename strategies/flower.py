@@ -8,7 +8,7 @@ is evaluated over the network: no metric leaves a site during training.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from strategies.errors import StrategyError
-from strategies.rule import Applied, Arrays, Rule
+from strategies.rule import Applied, Arrays, Correcting, Rule
 from trust.digest import arrays_sha256
 from trust.plan import Plan
 
 ROUND, MODEL, ANSWER, UPDATE = "round", "model", "answer", "update"
+CORRECTION = "correction"
 TRAIN = "train"
 
 logger = logging.getLogger(f"twinward.{__name__}")
@@ -71,9 +72,10 @@ class FlowerStrategy(Strategy):
                 "base": base,
             }
         )
+        corrections = self._corrections()
         return [
             Message(
-                RecordDict({ROUND: request, MODEL: arrays}),
+                RecordDict({ROUND: request, MODEL: arrays, **corrections(site)}),
                 self.nodes[site],
                 TRAIN,
                 group_id=str(server_round),
@@ -81,6 +83,14 @@ class FlowerStrategy(Strategy):
             for site in self.plan.asked(server_round)
             if site in self.nodes
         ]
+
+    def _corrections(self) -> Callable[[str], dict[str, ArrayRecord]]:
+        """The records that go to a site beside the round and the model."""
+        rule, state = self.rule, self.state
+        if not isinstance(rule, Correcting):
+            return lambda _: {}
+        everybody = rule.everybody(state, self.plan.weights())
+        return lambda site: {CORRECTION: to_record(rule.correction(state, everybody, site))}
 
     def aggregate(self, updates: Mapping[str, Mapping[str, np.ndarray]]) -> Applied:
         """The next state and model from checked updates by site; both become current.
@@ -96,6 +106,8 @@ class FlowerStrategy(Strategy):
         applied = self.rule.apply(
             self.state, self.model, _InOrder(updates, sites), [weights[site] for site in sites]
         )
+        if isinstance(self.rule, Correcting):
+            applied = applied._replace(state=self.rule.remember(self.state, updates, weights))
         self.state, self.model = applied.state, applied.model
         return applied
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +49,30 @@ class Rule(Protocol):
                 sum is taken in this order, so that it never depends on who answered first.
             weights: of each site, above 0; they are normalised over the sites that are here.
         """
+        ...
+
+
+@runtime_checkable
+class Correcting(Protocol):
+    """A rule that sends each site something of its own with the model, made of what sites released."""
+
+    def everybody(self, state: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> Arrays:
+        """What all sites' corrections are made of; weights of all participants."""
+        ...
+
+    def correction(
+        self, state: Mapping[str, np.ndarray], everybody: Mapping[str, np.ndarray], site: str
+    ) -> Arrays:
+        """What a site adds to each of its gradients, float32, by trainable array."""
+        ...
+
+    def remember(
+        self,
+        state: Mapping[str, np.ndarray],
+        updates: Mapping[str, Mapping[str, np.ndarray]],
+        weights: Mapping[str, float],
+    ) -> Arrays:
+        """The state for the next round, from the one before this round and the updates by site."""
         ...
 
 

@@ -28,7 +28,7 @@ from simulate.federation import run_federation
 from tests.heart_hospitals import settings
 
 folder, work, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-config = settings(folder, "sites=[alpha,beta]", "strategy=fedadam", rounds=2)
+config = settings(folder, "sites=[alpha,beta]", "strategy=scaffold", "strategy.local_steps=2", rounds=2)
 for name in site_names(config):
     site_examples(config, name)
 real_connect = sqlite3.connect
