@@ -288,3 +288,11 @@ def test_a_broken_object_costs_no_other_object(tmp_path: Path, place: int, junk:
     items.insert(place, junk)
     path.write_text("\n".join(items), encoding="utf-8")
     pd.testing.assert_frame_equal(read("tidepool", tmp_path)[0].observations, clean)
+
+
+def test_an_export_on_one_line_longer_than_any_buffer_is_read(tmp_path: Path) -> None:
+    item = {"type": "cbg", "value": 5.5, "units": "mmol/L", "time": "2024-02-01T00:00:00Z", "deviceId": "D"}
+    long = json.dumps(item | {"payload": "x" * 900_000})
+    put(tmp_path, "e.json", "[" + ",".join([long] * 40) + "]")  # 36 MB, of which a line may have 32
+    batches = read("tidepool", tmp_path)
+    assert sum(len(batch.observations) for batch in batches) == 40

@@ -154,7 +154,7 @@ def drop(folder: Path, **options: object) -> Drop:
 
 
 def until_idle(feed: Drop, position: str = "") -> list[Batch]:
-    found = []
+    found: list[Batch] = []
     with closing(feed.batches(position)) as batches:
         for batch in batches:
             if batch.is_empty and not batch.position:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from twin.connectors.feed import Batch
-from twin.connectors.progress import files_below, lines_from
+from twin.connectors.progress import blocks_of, files_below, lines_from
 from twin.connectors.rows import Rows
 from twin.errors import DataError
 
@@ -307,12 +307,7 @@ def head_of(path: Path) -> str:
     Raises:
         Refused: it is no text in UTF-8 or a single-byte encoding.
     """
-    found = bytearray()
-    for _, line in lines_from(path, 0):
-        found += line or b""
-        if line is None or len(found) >= HEAD_BYTES:
-            break
-    head = bytes(found[:HEAD_BYTES])
+    head = next(blocks_of(path, HEAD_BYTES), b"")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or head[:4096].count(0) > len(head[:4096]) // 8:
         raise Refused("it is no text in UTF-8")
     return head.decode("utf-8-sig", errors="replace")

@@ -42,6 +42,7 @@ from twin.errors import DataError
 SYSTEM: Final = "libreview"
 _HISTORIC, _SCAN, _RAPID, _CARBS, _SERVINGS, _LONG, _STRIP, _KETONE, _MEAL = 4, 5, 7, 9, 10, 12, 14, 15, 16
 _UNIT: Final = re.compile(r"(mg/dL|mmol/L)\)?\s*$", re.IGNORECASE)
+_DATE: Final = re.compile(r"(\d{1,4})[-./](\d{1,2})[-./]\d")
 _STAMP: Final = re.compile(
     r"(\d{1,4})[-./](\d{1,2})[-./](\d{1,4})[ T](\d{1,2}):(\d{2})(?::\d{2})?(?:\s*([AaPp])\.?[Mm]\.?)?"
 )
@@ -95,7 +96,7 @@ def _records(path: Path, patient: str, rows: Rows, date_order: str) -> Iterator[
     if found is None:
         raise Refused("it is no LibreView export")
     first, separator, units = found
-    order = date_order or _order_of(path)
+    order = date_order or _order_of(path, first, separator)
     for number, cells in cells_of(path, separator, rows):
         if number > first + 1 and any(cells):
             _record(cells, units, order, patient, rows)
@@ -154,34 +155,32 @@ def _sum(cells: list[str]) -> str:
     return "?" if None in values else str(sum(value or 0.0 for value in values)) if values else ""
 
 
-def _order_of(path: Path) -> str:
-    """Whether days or months come first, by the whole file.
+def _order_of(path: Path, first: int, separator: str) -> str:
+    """Whether days or months come first, by the whole file and the line about the export.
 
     Raises:
         Refused: it says neither, or both.
     """
+    dates: set[bytes] = set()
+    for number, (_, line) in enumerate(lines_from(path, 0)):
+        if number < first:
+            match = _STAMP.search((line or b"").decode("utf-8", errors="replace"))
+            dates.add(match[0].encode() if match else b"")
+        else:
+            cells = (line or b"").split(separator.encode(), 3)
+            dates.add(cells[2].strip(b' "')[:10] if len(cells) == 4 else b"")
     seen: set[str] = set()
-    for _, line in lines_from(path, 0):
-        match = _STAMP.search((line or b"").decode("utf-8", errors="replace"))
-        if not match or len(match[1]) == 4:
-            continue
-        if int(match[1]) > 12:
-            seen.add("dmy")
-        if int(match[2]) > 12:
-            seen.add("mdy")
-    if len(seen) == 1:
-        return seen.pop()
-    if not seen and not _has_short_dates(path):
-        return "dmy"
+    short = False
+    for date in dates:
+        match = _DATE.match(date.decode("utf-8", errors="replace"))
+        if match and len(match[1]) < 4:
+            short = True
+            seen |= {"dmy"} if int(match[1]) > 12 else set()
+            seen |= {"mdy"} if int(match[2]) > 12 else set()
+    if len(seen) == 1 or not short:
+        return seen.pop() if seen else "dmy"
     which = "some of its dates begin with the day, others with the month" if seen else "its dates fit both"
     raise Refused(f'{which}: set the option date_order of the feed to "dmy" or "mdy"')
-
-
-def _has_short_dates(path: Path) -> bool:
-    found = (
-        _STAMP.search((line or b"").decode("utf-8", errors="replace")) for _, line in lines_from(path, 0)
-    )
-    return any(match and len(match[1]) < 4 for match in found)
 
 
 def _iso(text: str, order: str) -> str | None:
