@@ -19,10 +19,10 @@ from client.shelf import Shelf
 from conf.load import load
 from server.app import make_offer
 from tests.hospital_home import Coordinator, founded
+from tests.model_package import card_of, packaged
 from tests.records import write_sites
 from trust.card import Card, pack
-from trust.digest import Arrays, arrays_to_bytes, sha256
-from trust.plan import Plan
+from trust.digest import Arrays, arrays_to_bytes
 from trust.signing import Signer
 from twin import prior
 
@@ -33,42 +33,10 @@ def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
         yield found
 
 
-def _card(plan: Plan, data: bytes, serial: int = 1) -> Card:
-    return Card(
-        federation="test",
-        task=plan.task.name,
-        serial=serial,
-        number=serial,
-        sha256=sha256(data),
-        size_bytes=len(data),
-        run="run-0001",
-        plan_sha256=plan.hash,
-        base_sha256=plan.base_sha256,
-        plan=plan.to_json(),
-        rounds=plan.rounds,
-        epsilons={"alpha": 8.0, "beta": None},
-        delta=1e-4,
-        metrics={},
-        promoted_s=1.0,
-    )
-
-
-def _package(
-    plan: Plan,
-    model: Arrays,
-    signer: Signer,
-    *,
-    change: Callable[[Card], Card] = lambda card: card,
-    serial: int = 1,
-) -> bytes:
-    data = arrays_to_bytes(model)
-    return pack(change(_card(plan, data, serial)), data, lambda card: signer.sign("model", card))
-
-
 def test_a_signed_model_is_kept_and_read_again(coordinator: Coordinator) -> None:
     shelf = Shelf(coordinator.home)
     assert shelf.held("heart") is None
-    shelf.take(_package(coordinator.plan, coordinator.model, coordinator.signer))
+    shelf.take(packaged(coordinator.plan, coordinator.model, coordinator.signer))
     held = shelf.held("heart")
     assert held is not None
     np.testing.assert_array_equal(held[1]["head.weight"], coordinator.model["head.weight"])
@@ -81,9 +49,9 @@ def test_a_signed_model_is_kept_and_read_again(coordinator: Coordinator) -> None
 def test_a_model_of_a_foreign_key_or_for_another_use_is_refused(coordinator: Coordinator) -> None:
     shelf, model = Shelf(coordinator.home), coordinator.model
     with pytest.raises(ClientError, match="model_refused"):
-        shelf.take(_package(coordinator.plan, model, Signer.generate()))
+        shelf.take(packaged(coordinator.plan, model, Signer.generate()))
     data = arrays_to_bytes(model)
-    head = pack(_card(coordinator.plan, data), data, lambda card: coordinator.signer.sign("plan", card))
+    head = pack(card_of(coordinator.plan, data), data, lambda card: coordinator.signer.sign("plan", card))
     with pytest.raises(ClientError, match="model_refused"):
         shelf.take(head)
 
@@ -97,7 +65,7 @@ def test_a_model_of_a_task_or_network_that_the_policy_does_not_admit_is_refused(
     place = next(number for number, line in enumerate(lines) if line.startswith(f"{key} = "))
     coordinator.home.policy.write_text("\n".join([*lines[:place], admitted, *lines[place + 1 :]]) + "\n")
     with pytest.raises(ClientError, match="policy does not admit"):
-        Shelf(coordinator.home).take(_package(coordinator.plan, coordinator.model, coordinator.signer))
+        Shelf(coordinator.home).take(packaged(coordinator.plan, coordinator.model, coordinator.signer))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +83,7 @@ def test_a_card_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ClientError, match="model_refused"):
         Shelf(coordinator.home).take(
-            _package(coordinator.plan, coordinator.model, coordinator.signer, change=change)
+            packaged(coordinator.plan, coordinator.model, coordinator.signer, change=change)
         )
 
 
@@ -131,21 +99,21 @@ def test_a_card_that_does_not_fit_is_refused(
 )
 def test_arrays_that_are_not_the_networks_are_refused(coordinator: Coordinator, spoilt: Arrays) -> None:
     assert coordinator.model["head.weight"].shape == (1, 20)
-    package = _package(coordinator.plan, coordinator.model | spoilt, coordinator.signer)
+    package = packaged(coordinator.plan, coordinator.model | spoilt, coordinator.signer)
     with pytest.raises(ClientError, match="model_refused"):
         Shelf(coordinator.home).take(package)
 
 
 def test_an_older_model_does_not_come_back(coordinator: Coordinator) -> None:
     shelf = Shelf(coordinator.home)
-    shelf.take(_package(coordinator.plan, coordinator.model, coordinator.signer, serial=2))
+    shelf.take(packaged(coordinator.plan, coordinator.model, coordinator.signer, serial=2))
     with pytest.raises(ClientError, match="serial"):
-        shelf.take(_package(coordinator.plan, coordinator.model, coordinator.signer, serial=1))
+        shelf.take(packaged(coordinator.plan, coordinator.model, coordinator.signer, serial=1))
 
 
 def test_a_model_that_was_changed_on_the_disk_is_not_used(coordinator: Coordinator) -> None:
     shelf = Shelf(coordinator.home)
-    shelf.take(_package(coordinator.plan, coordinator.model, coordinator.signer))
+    shelf.take(packaged(coordinator.plan, coordinator.model, coordinator.signer))
     path = coordinator.home.models / "heart" / "global.package"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -160,7 +128,7 @@ def test_personalising_needs_a_model(coordinator: Coordinator) -> None:
 
 
 def test_a_classifier_is_fitted_to_the_site(coordinator: Coordinator) -> None:
-    Shelf(coordinator.home).take(_package(coordinator.plan, coordinator.model, coordinator.signer))
+    Shelf(coordinator.home).take(packaged(coordinator.plan, coordinator.model, coordinator.signer))
     done = personalise(coordinator.home, "heart")
     assert sorted(done.figures) == ["global", "site"]
     assert (done.patients, done.moved) == (12, 0)
@@ -177,7 +145,7 @@ def glucose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteHome]:
         config = load(["task=glucose", "rounds=2"])
         model = prior.initial_state(config)
         plan = make_offer(config, "", model).with_participants({"alpha": 5})
-        Shelf(home).take(_package(plan, model, signer))
+        Shelf(home).take(packaged(plan, model, signer))
         yield home
 
 
