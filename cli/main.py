@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "site up": ("cli.store", "run a hospital's feeds, store, twins, alerts and federation in one process"),
     "site store": ("cli.store", "make a site's encrypted store, back it up, rotate its key"),
     "site feeds": ("cli.stewards", "list a site's feeds, or check feeds.toml"),
+    "site broker": ("cli.broker", "start a Mosquitto on this machine to try MQTT feeds with"),
     "site quality": ("cli.stewards", "say what became of every row that feeds delivered"),
     "site quarantine": ("cli.stewards", "list unknown codes and units, bring rows back"),
     "site twin": ("cli.twins", "print a patient's twin"),

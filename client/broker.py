@@ -71,6 +71,11 @@ class TrialBroker:
         """Of the process; 0 if none runs."""
         return self._process.pid if self._process else 0
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process that was started is there."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Starts it; returns when it accepts connections.
 
