@@ -44,7 +44,9 @@ DEFAULT_POLICY: Final = """\
 coordinators = ["*"]        # ids of signing keys; "*" is every key in coordinator_keys.json
 tasks = ["glucose", "heart", "hypoxemia"]
 models = ["linear", "mlp", "tcn"]
-strategies = ["fedavg", "fedprox", "fedadam", "fedavgm", "fedyogi", "fedadagrad", "median", "trimmed_mean", "scaffold"]
+strategies = [
+    "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "median", "trimmed_mean", "scaffold",
+]
 aggregations = ["plain"]    # plain: the coordinator sees this site's own update, with its noise
 
 [privacy]

@@ -152,6 +152,6 @@ def test_a_killed_federation_ends_bit_for_bit_as_an_undisturbed_one(
     told = json.loads(done.stdout.splitlines()[-1])
     expected = json.loads(told["expected"])
     assert expected["rounds"] == 2
-    assert all(len(plans) == 1 and plans[0][1:] == [2, 2] for plans in expected["charges"].values())
+    assert all(len(plans) == 1 and plans[0][1:] == [4, 2] for plans in expected["charges"].values())
     assert told["killed"] >= least
     assert [json.loads(text) for text in told["outcomes"]] == [expected] * len(told["outcomes"])

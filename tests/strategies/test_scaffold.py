@@ -22,15 +22,25 @@ def _bowls(seed: int = 0) -> tuple[dict[str, Gradient], np.ndarray]:
     draws = np.random.default_rng(seed)
     curves = {site: draws.uniform(0.2, 2.0, size=3) for site in SITES}
     middles = {site: draws.normal(scale=3.0, size=3) for site in SITES}
-    best = sum(curves[site] * middles[site] for site in SITES) / sum(curves.values())
-    return {site: lambda y, s=site: curves[s] * (y - middles[s]) for site in SITES}, best
+    pulls = np.stack([curves[site] * middles[site] for site in SITES])
+    best: np.ndarray = pulls.sum(axis=0) / np.stack([curves[site] for site in SITES]).sum(axis=0)
+
+    def at(site: str) -> Gradient:
+        def gradient(y: np.ndarray) -> np.ndarray:
+            slope: np.ndarray = curves[site] * (y - middles[site])
+            return slope
+
+        return gradient
+
+    return {site: at(site) for site in SITES}, best
 
 
 def _descend(start: np.ndarray, gradient: Gradient, added: np.ndarray | float) -> np.ndarray:
-    y = start.astype(float)
+    y: np.ndarray = start.astype(float)
     for _ in range(STEPS):
         y = y - RATE * (gradient(y) + added)
-    return y - start
+    moved: np.ndarray = y - start
+    return moved
 
 
 def _federation(rule: Rule, gradients: dict[str, Gradient], rounds: Sequence[Sequence[str]]) -> np.ndarray:
