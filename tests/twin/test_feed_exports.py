@@ -296,3 +296,17 @@ def test_an_export_on_one_line_longer_than_any_buffer_is_read(tmp_path: Path) ->
     put(tmp_path, "e.json", "[" + ",".join([long] * 40) + "]")  # 36 MB, of which a line may have 32
     batches = read("tidepool", tmp_path)
     assert sum(len(batch.observations) for batch in batches) == 40
+
+
+def test_an_extended_dose_equal_to_the_one_given_at_once_is_not_taken_for_its_double(tmp_path: Path) -> None:
+    item = {
+        "type": "bolus",
+        "normal": 2.0,
+        "extended": 4.0,
+        "duration": 600_000,
+        "time": "2024-02-01T00:00:00Z",
+    }
+    put(tmp_path, "e.json", json.dumps([item | {"deviceId": "D"}]))
+    rows = stored(read("tidepool", tmp_path))
+    assert rows["value"].sum() == pytest.approx(6.0)
+    assert len(rows) == 3

@@ -16,6 +16,7 @@ from twin.connectors.feed import Batch
 from twin.connectors.feeds import build
 from twin.errors import DataError
 from twin.ingest import Ingest
+from twin.store import Store
 
 HEADER = "patient_id,time,signal,value,unit\n"
 
@@ -82,13 +83,13 @@ def test_a_broken_line_of_a_table_is_counted_and_costs_no_other(
 
 
 def test_long_tables_come_in_bounded_batches_and_resume_at_the_row(tmp_path: Path) -> None:
-    (tmp_path / "observations.csv").write_text(HEADER + lines(0, 250_000), encoding="utf-8")
+    (tmp_path / "observations.csv").write_text(HEADER + lines(0, 150_000), encoding="utf-8")
     batches = read("folder", tmp_path)
     assert len(batches) > 2
     assert max(len(batch.observations) for batch in batches) < 120_000
     rest = read("folder", tmp_path, batches[0].position)
     pd.testing.assert_frame_equal(observed([batches[0], *rest]), observed(batches))
-    assert len(observed(batches)) == 250_000
+    assert len(observed(batches)) == 150_000
 
 
 def test_omop_tables_become_codes_units_facts_and_counts(tmp_path: Path) -> None:
@@ -210,13 +211,38 @@ def test_the_same_content_dropped_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_drop_feed_that_dies_in_the_middle_of_a_file_goes_on_at_the_row(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(HEADER + lines(0, 250_000), encoding="utf-8")
+    (tmp_path / "a.csv").write_text(HEADER + lines(0, 150_000), encoding="utf-8")
     with closing(drop(tmp_path).batches("")) as batches:
         first = next(batches)
     assert (tmp_path / "a.csv").exists()
     rest = until_idle(drop(tmp_path), first.position)
-    assert len(observed([first, *rest])) == 250_000
+    assert len(observed([first, *rest])) == 150_000
     assert (tmp_path / "taken" / "a.csv").exists()
+
+
+@pytest.mark.parametrize("batches_before_the_crash", [1])
+def test_a_store_that_was_killed_between_batches_has_every_row_once(
+    tmp_path: Path, batches_before_the_crash: int
+) -> None:
+    inbox, table = tmp_path / "inbox", (HEADER + lines(0, 150_000)).splitlines(keepends=True)
+    inbox.mkdir()
+    (inbox / "a.csv").write_text("".join(table), encoding="utf-8")
+    store = Store.create(tmp_path / "store.duckdb", bytes(32))
+    store.close()
+    for most in (batches_before_the_crash, 100):
+        with Store.open(tmp_path / "store.duckdb", bytes(32)) as opened:
+            ingest = Ingest(pseudonym=str)
+            with closing(drop(inbox).batches(opened.position("d"))) as batches:
+                for number, batch in enumerate(batches, start=1):
+                    if batch.is_empty and not batch.position:
+                        break
+                    opened.commit(ingest.take(batch, "d"))
+                    if number == most:
+                        break  # closed without being asked for more: not acknowledged
+    with Store.open(tmp_path / "store.duckdb", bytes(32)) as opened:
+        assert len(opened.site("s", purpose="care", marked=True).observations) == 150_000
+        assert opened.counts().query("fate == 'kept'")["rows"].sum() == 150_000
+    assert (inbox / "taken" / "a.csv").exists()
 
 
 def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -> None:

@@ -369,7 +369,10 @@ class Sensor:
 
 
 def spread(start: datetime, units: float, duration_min: float) -> list[tuple[datetime, float]]:
-    """(time, dose) of what a pump gives over a while: equal parts every five minutes, `units` together."""
+    """(time, dose) of what a pump gives over a while: equal parts for every five minutes, `units` together.
+
+    A part stands in the middle of its minutes, so it never meets the dose that was given at once.
+    """
     parts = max(1, min(288, round(duration_min / _SPREAD_MIN)))
     step = timedelta(minutes=duration_min / parts)
-    return [(start + k * step, units / parts) for k in range(parts)]
+    return [(start + (k + 0.5) * step, units / parts) for k in range(parts)]
