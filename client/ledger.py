@@ -30,8 +30,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -164,8 +164,7 @@ class Ledger:
             ClientError: plan_differs, if the hash was opened with another schedule, or a rival was;
                 budget_exhausted, if all plans together would pass the ceiling.
         """
-        self._sql().execute("PRAGMA synchronous = FULL")
-        with transaction(self._sql()) as sql:
+        with self._on_disk(), transaction(self._sql()) as sql:
             known = sql.execute(
                 "SELECT noise_multiplier, sampling_rate, steps FROM plans WHERE plan_hash = ?", (plan_hash,)
             ).fetchone()
@@ -183,8 +182,6 @@ class Ledger:
                 (plan_hash, release.noise_multiplier, release.sampling_rate, release.steps, terms),
             )
             journal.append(sql, journal.plan_event(plan_hash, release, terms))
-        if self._simulated:
-            self._sql().execute("PRAGMA synchronous = NORMAL")
 
     def reserve(self, plan_hash: str, round_number: int, base_sha256: str, steps: int) -> bytes | None:
         """Marks a round as begun, before anything is computed for it.
@@ -314,6 +311,16 @@ class Ledger:
             )
             for row in rows
         )
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Within it, what is committed is on the disk, also in a simulation."""
+        self._sql().execute("PRAGMA synchronous = FULL")
+        try:
+            yield
+        finally:
+            if self._simulated:
+                self._sql().execute("PRAGMA synchronous = NORMAL")
 
     def _sql(self) -> sqlite3.Connection:
         self._refuse_forked()

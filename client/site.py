@@ -53,6 +53,7 @@ class OpenSite:
         secret: from which noise and draws follow; never leaves.
         ledger: of the site's whole life.
         agreed: what it declared when it took the plan; None if it has taken none.
+        simulated: whether its secret follows from a seed, so that nothing is hidden from who knows it.
         kept: what it declares for this task to whoever asks; None if it never did (client/declared.py).
         data_sha256: of the windows that train. Noise follows from it too: were a ledger lost and the
             data changed since, the same noise on both releases would cancel and bare the difference.
@@ -67,6 +68,7 @@ class OpenSite:
     ledger: Ledger
     agreed: int | None = None
     kept: int | None = None
+    simulated: bool = False
     data_sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ def examples_sha256(examples: Examples) -> str:
         if entry.name != "patients":
             values = getattr(examples, entry.name).contiguous().cpu().numpy()
             digest.update(f"{entry.name} {values.dtype} {values.shape}".encode())
-            digest.update(values.tobytes())
+            digest.update(memoryview(values.reshape(-1)).cast("B") if values.size else b"")
     return digest.hexdigest()
 
 
@@ -193,6 +195,8 @@ def only(examples: Examples, patients: tuple[str, ...]) -> Examples:
     windows_P = torch.bincount(examples.patient_N, minlength=len(examples.patients)).tolist()
     present = {patient for patient, windows in zip(examples.patients, windows_P, strict=True) if windows}
     chosen = tuple(p for p in patients if p in present)
+    if chosen == examples.patients:
+        return examples
     place_P = np.full(len(examples.patients), -1, np.int64)
     place = {patient: number for number, patient in enumerate(examples.patients)}
     place_P[[place[patient] for patient in chosen]] = np.arange(len(chosen))
@@ -314,6 +318,7 @@ def _simulated_site(partition: int, *, config: str, part: str, directory: str) -
         examples=(examples if model.reads_series else examples.without_series()).to(device),
         secret=site_secret_from_seed(settings.seed, name),
         ledger=open_ledger(settings, home, name),
+        simulated=True,
     )
 
 

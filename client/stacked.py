@@ -30,7 +30,7 @@ from trust.digest import Arrays
 from trust.plan import Terms
 from twin.tasks.protocol import Examples, Task
 
-FLOATS_AT_ONCE: Final = 2**21
+FLOATS_AT_ONCE: Final = 2**22
 """Bound on the numbers that one step of a chunk of sites may hold at a time."""
 MOST_SITES: Final = 64
 
@@ -160,7 +160,6 @@ class _Run:
         self._weights = {
             name: value.expand(len(works), *value.shape).clone() for name, value in start.items()
         }
-        self._finite_S = torch.ones(len(works), dtype=torch.bool, device=self._all.patient_N.device)
 
     def updates(self) -> Iterator[Arrays | PrivacyError]:
         """Each site's update, in the order of the sites."""
@@ -170,9 +169,11 @@ class _Run:
             name: (value.detach() - self._start[name]).cpu().numpy().astype(np.float32)
             for name, value in self._weights.items()
         }
-        for place, finite in enumerate(self._finite_S.tolist()):
-            if finite:
-                yield {name: value[place] for name, value in moved.items()}
+        for place in range(len(self._works)):
+            update = {name: value[place] for name, value in moved.items()}
+            # A weight that is not finite stays so in all further steps.
+            if all(bool(np.isfinite(value).all()) for value in update.values()):
+                yield update
             else:
                 yield PrivacyError(
                     "A gradient is not finite, so this step without privacy was refused. Expected finite"
@@ -187,21 +188,18 @@ class _Run:
         )
         device = self._all.patient_N.device
         part = self._all.at(torch.from_numpy(layout.index_SPW.reshape(-1)).to(device))
-        weight_N = torch.from_numpy(layout.weight_SPW.reshape(-1)).to(device)
-        sums = self._clipped(part, weight_N, layout) if self._terms.private else self._plain(part, weight_N)
-        if not self._terms.private:
-            present_S = torch.from_numpy(np.maximum(1, layout.present_S)).to(device)
-            return {name: value / _beside(present_S, value) for name, value in sums.items()}
-        return self._noised(sums, step)
+        weight_SPW = torch.from_numpy(layout.weight_SPW).to(device)
+        if self._terms.private:
+            return self._noised(self._clipped(part, weight_SPW.reshape(-1), layout), step)
+        present_S = torch.from_numpy(np.maximum(1, layout.present_S)).to(device)
+        return self._plain(part, (weight_SPW / present_S[:, None, None]).reshape(-1))
 
     def _plain(self, part: Examples, weight_N: Tensor) -> dict[str, Tensor]:
         leaves = {name: value.requires_grad_() for name, value in self._weights.items()}
         self._stacked.load(leaves)
         total = (self._task.loss(self._stacked.model(part), part) * weight_N).sum()
         found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-        for value in found:
-            self._finite_S &= value.flatten(1).isfinite().all(1)
-        return {name: value.double() for name, value in zip(leaves, found, strict=True)}
+        return dict(zip(leaves, found, strict=True))
 
     def _clipped(self, part: Examples, weight_N: Tensor, layout: _Layout) -> dict[str, Tensor]:
         sites, patients = layout.index_SPW.shape[:2]
@@ -230,8 +228,10 @@ class _Run:
         mu = self._strategy.proximal_mu if self._strategy.name == "fedprox" else 0.0
         with torch.no_grad():
             for name, weight in self._weights.items():
-                pull = proximal_gradient(weight, self._start[name], mu)
-                weight.sub_(self._strategy.learning_rate * (gradient[name].to(weight.dtype) + pull))
+                direction = gradient[name].to(weight.dtype)
+                if mu:
+                    direction = direction + proximal_gradient(weight, self._start[name], mu)
+                weight.sub_(direction, alpha=self._strategy.learning_rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +279,3 @@ def _joined(parts: Sequence[Examples]) -> Examples:
             values = [getattr(part, entry.name) for part in parts]
             joined[entry.name] = torch.cat([*values, torch.zeros_like(values[0][:1])])
     return Examples(**joined, patients=())
-
-
-def _beside(values_S: Tensor, like: Tensor) -> Tensor:
-    return values_S.reshape(-1, *[1] * (like.ndim - 1))

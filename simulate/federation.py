@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 import client.app
 import server.app
+from client.ahead import train_ahead
 from client.ledger import Ledger
 from client.site import Part, close_sites, ledger_path, open_ledger, site_names, training_examples
 from conf.load import to_json
@@ -145,7 +146,7 @@ def _run(config: Config, directory: Path, part: Part, on_round: Callable[[int, A
     if unknown:
         raise ServerError(f"Expected left_out to name sites of the configuration; {unknown} are none.")
     taking_part = [number for number, name in enumerate(names) if name not in part.left_out]
-    grid = LocalGrid(client.app.app, settings, taking_part)
+    grid = LocalGrid(client.app.app, settings, taking_part, ahead=_ahead(config))
     context = Context(
         run_id=RUN_ID,
         node_id=COORDINATOR_NODE_ID,
@@ -158,6 +159,11 @@ def _run(config: Config, directory: Path, part: Part, on_round: Callable[[int, A
             server.app.app(grid, context)
     finally:
         close_sites()
+
+
+def _ahead(config: Config) -> Callable[[Sequence[tuple[Message, Context]]], None] | None:
+    """What is done before sites are asked one by one: with engine=batched and auto, their training."""
+    return None if config.engine.name == "local" else train_ahead
 
 
 def _finished(config: Config, directory: Path, part: Part) -> bool:
@@ -240,7 +246,7 @@ def _read(config: Config, directory: Path, part: Part) -> FederationResult:
 
 def _rounds(store: Store) -> tuple[RoundResult, ...]:
     refusals = store.refusals()
-    asked = sum(1 for _, code in store.sites().values() if not code)
+    plan = store.plan()
     results = []
     for row in store.rounds():
         if row.state != "committed":
@@ -252,7 +258,7 @@ def _rounds(store: Store) -> tuple[RoundResult, ...]:
                 participants=len(replies),
                 refused=tuple((site, reason) for number, site, reason in refusals if number == row.number),
                 step_norm=row.diagnostics["step_norm"],
-                bytes_down=asked * len(store.data(row.base)),
+                bytes_down=0 if plan is None else len(plan.asked(row.number)) * len(store.data(row.base)),
                 bytes_up=sum(replies.values()),
                 model_sha256=str(row.model),
             )

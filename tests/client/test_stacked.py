@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -191,3 +192,30 @@ def test_chunks_of_sites_give_what_all_at_once_give(folder: Path) -> None:
     strategy, terms = Strategy(local_steps=2, learning_rate=0.2), _terms(private=True, rate=0.5)
     for floats in (1, 10_000, 2**30):
         _assert_equal(_both(config, sites, terms, strategy, floats))
+
+
+def test_a_patient_who_overflows_adds_nothing_and_harms_nobody(folder: Path) -> None:
+    config = _config("glucose", "mlp", folder)
+    sites = _ragged(_examples("glucose", folder))
+    table_NF = sites[1].table_NF.clone()
+    table_NF[sites[1].patient_N == 2] = 1e30
+    sites[1] = replace(sites[1], table_NF=table_NF)
+    _assert_equal(_both(config, sites, _terms(private=True), Strategy(local_steps=2, learning_rate=0.2)))
+
+
+def test_without_privacy_a_site_that_overflows_is_refused_and_the_others_are_not(folder: Path) -> None:
+    config = _config("heart", "mlp", folder)
+    sites = _ragged(_examples("heart", folder))
+    sites[1] = replace(sites[1], table_NF=torch.full_like(sites[1].table_NF, float("inf")))
+    found = dict(
+        train_many(
+            model=models.build(config.model, tasks.build(config.task)),
+            state=_state(config),
+            works=_works(sites),
+            task=tasks.build(config.task),
+            terms=_terms(private=False),
+            strategy=Strategy(local_steps=2),
+            floats_at_once=2**30,
+        )
+    )
+    assert [isinstance(found[place], PrivacyError) for place in range(3)] == [False, True, False]
