@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.twin import exported
+from twin.connectors.convert import Job, convert
 from twin.connectors.drop import Drop
 from twin.connectors.feed import Batch
 from twin.connectors.feeds import build
+from twin.connectors.folder import read_folder
 from twin.errors import DataError
 from twin.ingest import Ingest
 from twin.store import Store
@@ -85,7 +87,7 @@ def test_a_broken_line_of_a_table_is_counted_and_costs_no_other(
 def test_long_tables_come_in_bounded_batches_and_resume_at_the_row(tmp_path: Path) -> None:
     (tmp_path / "observations.csv").write_text(HEADER + lines(0, 150_000), encoding="utf-8")
     batches = read("folder", tmp_path)
-    assert len(batches) > 2
+    assert len(batches) > 1
     assert max(len(batch.observations) for batch in batches) < 120_000
     rest = read("folder", tmp_path, batches[0].position)
     pd.testing.assert_frame_equal(observed([batches[0], *rest]), observed(batches))
@@ -276,3 +278,16 @@ def test_a_position_that_is_damaged_is_said_to_be(tmp_path: Path) -> None:
     for feed in (drop(tmp_path), build("folder", {"name": "f", "path": str(tmp_path)})):
         with pytest.raises(DataError, match="position"):
             next(feed.batches('{"files": 7'))
+
+
+def test_a_published_recording_comes_through_the_feed_as_through_the_folder(
+    tmp_path: Path, recordings: Path
+) -> None:
+    convert([Job(name="hall", source=recordings / "hall")], tmp_path)
+    (site,) = read_folder(tmp_path)
+    ingest = Ingest(pseudonym=str)
+    fed = pd.concat([ingest.take(batch, "f").observations for batch in read("folder", tmp_path / "hall")])
+    key = ["patient_id", "signal", "time", "value"]
+    pd.testing.assert_frame_equal(
+        fed[key].sort_values(key[:3], ignore_index=True), site.observations[key], check_dtype=False
+    )

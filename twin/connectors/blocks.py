@@ -135,7 +135,8 @@ def _parse(block: bytes, names: list[str], separator: str, rows: int) -> Block:
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
             ),
         )
-    except pa.ArrowInvalid:  # nothing but empty lines
+    except pa.ArrowInvalid:  # nothing but empty lines, or what Arrow cannot split at all
+        bad = sum(bool(line.strip()) for line in block.splitlines())
         return Block(rows=rows, frame=pd.DataFrame(columns=names, dtype="str"), bad=bad)
     return Block(rows=rows, frame=table.to_pandas().astype("str"), bad=bad)
 

@@ -72,7 +72,10 @@ class Drop:
         done = _Done.of(position)
         seen: dict[Path, tuple[int, int, float]] = {}
         while True:
-            found = [path for path in self._files() if self._whole(path, seen)]
+            there = self._files()
+            present = set(there)
+            seen = {path: state for path, state in seen.items() if path in present}
+            found = [path for path in there if self._whole(path, seen)]
             for path in found:
                 yield from self._take(path, done)
                 seen.pop(path, None)
