@@ -2,9 +2,9 @@
 
 Run it from the root:
     twinward data convert physionet2019 ../shared/data/physionet2019b icu
-    PYTHONPATH=. .venv/bin/python benchmarks/alarms_spo2.py icu 60
+    .venv/bin/python -m benchmarks.alarms_spo2 icu 60
     twinward data convert varfio2 ../shared/data/varfio2 bidmc ../shared/data/bidmc oximetry
-    PYTHONPATH=. .venv/bin/python benchmarks/alarms_spo2.py oximetry 5
+    .venv/bin/python -m benchmarks.alarms_spo2 oximetry 5
 
 Judged are the later halves of patients whom the site's model has not seen (five folds of patients); base is
 the public start, the patient's offset is from the earlier half. All ways of ringing go through the same

@@ -1,6 +1,6 @@
 """Print how long the ward takes at 10,000 patients.
 
-Run it from the root:  OMP_NUM_THREADS=1 PYTHONPATH=. .venv/bin/python benchmarks/ward.py
+Run it from the root:  OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.ward
 """
 
 from __future__ import annotations
