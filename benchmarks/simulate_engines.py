@@ -1,6 +1,6 @@
 """What a simulated round costs: engine local and engine batched beside a bare PyTorch loop.
 
-    PYTHONPATH=. .venv/bin/python benchmarks/simulate_engines.py --sites 8 64 512
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.simulate_engines --sites 8 64 512
 
 FedAvg, an MLP of about 20,000 parameters, one local epoch. Each site has 256 patients of one window;
 our steps sample patients, so that an epoch in batches of 32 is 8 steps at a sampling rate of 32/256
@@ -168,7 +168,7 @@ def main() -> None:
     for sites in chosen.sites:
         base = None
         for engine in chosen.engines:
-            words = [sys.executable, __file__, "--one", "--engines", engine, "--sites", str(sites)]
+            words = [sys.executable, "-m", "benchmarks.simulate_engines", "--one", "--engines", engine, "--sites", str(sites)]
             words += ["--rounds", str(chosen.rounds), "--model", chosen.model]
             words += ["--private"] if chosen.private and engine != "bare" else []
             done = subprocess.run(words, check=True, capture_output=True, text=True)
