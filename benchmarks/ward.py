@@ -18,7 +18,7 @@ from twin import models, prior, tasks
 from twin.ward.forecaster import Forecaster
 from twin.ward.ward import Ward
 
-PATIENTS = 10_000
+PATIENTS, MONITORS = 10_000, 1_000
 START = pd.Timestamp("2026-01-01", tz="UTC")
 
 
@@ -48,7 +48,29 @@ def main() -> None:
             wall.append(time.perf_counter() - began)
         each = (time.process_time() - cpu) / len(calls)
         say(f"{name:<32} {1e3 * float(np.median(wall)):9.2f} ms, CPU {1e3 * each:9.2f} ms")
+    _monitors()
     say(f"memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+def _monitors() -> None:
+    """Hypoxemia of the next five minutes, from four hours of three signals, one row a minute each."""
+    task = tasks.build(schema.Task(name="hypoxemia", stride_min=1))
+    ward = Ward(forecasters=[Forecaster.build(task, models.build(schema.Model(), task), version="1")])
+    draws = np.random.default_rng(1)
+    for turn in range(240):
+        for signal, usual in (("spo2", 96.0), ("pulse_rate", 80.0), ("respiratory_rate", 16.0)):
+            rows = _rows(turn, draws).head(MONITORS)
+            value = np.round(usual + draws.normal(0, 1, MONITORS))
+            time_of = START + pd.to_timedelta(np.full(MONITORS, turn), unit="min")
+            ward.update(rows.assign(signal=signal, value=value, time=time_of))
+    now, wall, cpu = START + pd.Timedelta(minutes=239.5), [], time.process_time()
+    for _ in range(5):
+        began = time.perf_counter()
+        ward.forecasts(now)
+        wall.append(time.perf_counter() - began)
+    each = (time.process_time() - cpu) / 5
+    name = f"hypoxemia of {MONITORS:,}"
+    say(f"{name:<32} {1e3 * float(np.median(wall)):9.2f} ms, CPU {1e3 * each:9.2f} ms")
 
 
 def _forecaster() -> Forecaster:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +12,12 @@ import torch
 from conf import schema
 from tests.records import Row, site_of
 from twin import models, tasks
+from twin.connectors.convert import CONVERTERS
 from twin.errors import DataError
 from twin.models.network import Network
+from twin.site import Site
 from twin.tasks.hypoxemia import HypoxemiaTask
+from twin.tasks.windows import microseconds
 from twin.ward.forecaster import Forecaster
 from twin.ward.ward import Ward
 
@@ -72,6 +77,38 @@ def test_rows_that_stream_through_a_ward_give_the_probabilities_of_the_task_s_wi
             compared += 1
     assert compared > 30
     assert ward.counts()["recent_rows"] < 0.9 * len(rows)
+
+
+@pytest.mark.parametrize("study", ["varfio2", "bidmc"])
+def test_a_monitor_s_recording_streams_through_a_ward_as_the_task_reads_it(
+    study: str, recordings: Path
+) -> None:
+    found = CONVERTERS[study](recordings / study)[0].observations
+    assert found is not None
+    some = found[found["patient_id"].isin(sorted(found["patient_id"].unique())[:8])]
+    rows = some.assign(source="", quality="").sort_values("time", kind="stable", ignore_index=True)
+    site = Site(
+        name=study,
+        observations=rows.sort_values(["patient_id", "signal", "time"], ignore_index=True),
+        patients=pd.DataFrame(index=pd.Index(sorted(rows["patient_id"].unique()), name="patient_id")),
+    )
+    task = task_of(5)
+    examples = task.examples(site)
+    forecaster = Forecaster.build(task, network_of(task), version="1")
+    said = torch.sigmoid(forecaster.outputs(examples.without_series()))[:, 0].numpy()
+    ward, done = Ward(forecasters=[forecaster]), 0
+    time_us = microseconds(rows["time"])
+    compared = 0
+    for now_us in np.unique(examples.time_us_N.numpy())[::3]:
+        until = int(np.searchsorted(time_us, now_us, side="right"))
+        ward.update(rows.iloc[done:until])
+        done = until
+        told = ward.forecasts(pd.Timestamp(now_us, unit="us", tz="UTC")).set_index("patient_id")
+        for at in np.flatnonzero(examples.time_us_N.numpy() == now_us):
+            patient = examples.patients[int(examples.patient_N[at])]
+            assert told.loc[patient, "probability"] == pytest.approx(said[at], abs=1e-6)
+            compared += 1
+    assert compared >= 10
 
 
 def test_each_patient_s_offset_moves_the_patient_alone_and_goes_with_the_patient() -> None:
