@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("cli.simulate", "train a federation of simulated hospitals and write a report"),
     "demo": ("cli.demo", "found a federation of processes on this machine, and run a plan"),
     "doctor": ("cli.doctor", "examine a coordinator's or a site's folder, and say how to mend it"),
+    "compare": ("cli.compare", "lay finished runs beside each other: accuracy against its price"),
     "evaluate": ("cli.evaluate", "judge a trained model on data that it has never met"),
     "data check": ("cli.data", "say what is wrong with a federation folder and what it holds"),
     "data convert": ("cli.data", "turn published recordings into a federation folder"),
