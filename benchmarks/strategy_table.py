@@ -5,8 +5,8 @@ it does: later halves of records of patients whom training never saw, mean over 
 resampled patients, and differences to FedAvg over the same resamples. What `twinward simulate` does
 besides (baselines, site and personal models, a report) is left out: it is the same for all of them.
 
-    python -m benchmarks.strategies studies
-    python -m benchmarks.strategies studies scaffold median
+    python -m benchmarks.strategy_table studies
+    python -m benchmarks.strategy_table studies scaffold median
 """
 
 from __future__ import annotations
