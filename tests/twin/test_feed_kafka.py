@@ -52,7 +52,8 @@ def cluster() -> Cluster:
 
 
 def feed_of(cluster: Cluster, topic: str, name: str = "devices", **options: Any) -> Kafka:
-    quick = {"heartbeat.interval.ms": "100", "session.timeout.ms": "6000", "fetch.wait.max.ms": "20"}
+    # The mock lets a group wait 3 s for its first member, and between members a second less than a session.
+    quick = {"heartbeat.interval.ms": "100", "session.timeout.ms": "4500", "fetch.wait.max.ms": "20"}
     ours: dict[str, Any] = {"name": name, "brokers": (cluster.brokers,), "topics": (topic,), "tls": False}
     return Kafka(**(ours | {"group": GROUP, "batch_ms": 50, "settings": quick} | options))
 

@@ -8,6 +8,7 @@ guards. Whatever comes in, the outcome is rows and counts, never an exception.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ _LONGEST: Final = 200
 _LARGEST: Final = 10**30
 _TOPIC: Final = "urn:twinward:topic"
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_UNFIT: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -104,10 +106,7 @@ class Payloads:
             rows.rejected["payload is no text"] += 1
 
     def _json(self, payload: bytes, told: Told, rows: Rows) -> None:
-        try:
-            found = msgspec.json.decode(payload)
-        except (ValueError, RecursionError):
-            raise Refused("payload is no JSON") from None
+        found = _decoded(payload)
         entries = found if isinstance(found, list) else [found]
         if len(entries) > self.most_rows:
             raise Refused("message with too many rows")
@@ -237,6 +236,18 @@ class Payloads:
         rows.taken_back.extend((before + number, row) for number, row in into.taken_back)
 
 
+def _decoded(payload: bytes) -> Any:
+    """What a text of JSON says, also where a gateway writes NaN or Infinity, which JSON has not."""
+    try:
+        return msgspec.json.decode(payload)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError):
+        raise Refused("payload is no JSON") from None
+
+
 def _are_columns(columns: Sequence[str]) -> bool:
     named = [name for name in columns if name]
     return "value" in named and set(named) <= set(KEYS) and len(set(named)) == len(named)
@@ -252,7 +263,10 @@ def _text(entry: Mapping[str, Any], name: str) -> str:
         found = f"{found:d}" if abs(found) < _LARGEST else " " * _LONGEST * 2
     if len(found) > _LONGEST:
         raise Refused(f"{name} is too long")
-    return found.strip()
+    found = found.strip()
+    if _UNFIT.search(found):
+        raise Refused(f"{name} has characters that are none")
+    return found
 
 
 def _value(found: object) -> float:
