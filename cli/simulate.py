@@ -74,6 +74,10 @@ def show(result: RunResult, unit: str, *, as_json: bool) -> None:
 
     report = result.directory / "report.html"
     show_table(result.summary, output(), unit, report=report if report.exists() else result.directory)
+    if (result.directory / "profile.json").exists():
+        from simulate.profile import profile_lines
+
+        print("\n".join(["", *profile_lines(json.loads((result.directory / "profile.json").read_text()))]))
 
 
 def watched(work: Callable[[Progress], RunResult], directory: Path) -> RunResult:

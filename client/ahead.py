@@ -17,6 +17,7 @@ from flwr.app import Context, Message
 from client.app import Begun, begin
 from client.stacked import Work, can_stack, train_many
 from conf.errors import TwinwardError
+from link.stopwatch import phase
 from link.wire import TRAIN
 from privacy.errors import PrivacyError
 
@@ -48,7 +49,6 @@ def _begun(message: Message, context: Context) -> Begun | None:
 
 
 def _train(group: list[Begun]) -> None:
-    first = group[0]
     works = [
         Work(
             examples=entry.site.examples,
@@ -58,6 +58,12 @@ def _train(group: list[Begun]) -> None:
         )
         for entry in group
     ]
+    with phase("training"):
+        _complete(group, works)
+
+
+def _complete(group: list[Begun], works: list[Work]) -> None:
+    first = group[0]
     updates = train_many(
         model=first.site.model,
         state=first.model,

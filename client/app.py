@@ -18,6 +18,7 @@ from client.asked import read_asked
 from client.errors import ClientError
 from client.site import OpenSite, open_site
 from client.trainer import train
+from link.stopwatch import phase
 from link.wire import Answer, Round, answer, question_answer, read_correction, read_train_request
 from privacy.accounting import GaussianRelease
 from privacy.noise import NoiseStream
@@ -67,7 +68,9 @@ def train_round(message: Message, context: Context) -> Message:
     site, plan, request = begun.site, begun.plan, begun.request
     payload = begun.payload
     if payload is None:
-        payload = begun.complete(_update(begun))
+        with phase("training"):
+            update = _update(begun)
+        payload = begun.complete(update)
     said = Answer(site=site.name, plan=plan.hash, round=request.round, base=request.base)
     return Message(answer(said, arrays_from_bytes(payload)), reply_to=message)
 
@@ -95,7 +98,8 @@ class Begun:
     def complete(self, update: Arrays) -> bytes:
         """The bytes of the release, in the ledger."""
         payload = arrays_to_bytes(update)
-        self.site.ledger.complete(self.plan.hash, self.request.round, self.request.base, payload)
+        with phase("sites' ledgers"):
+            self.site.ledger.complete(self.plan.hash, self.request.round, self.request.base, payload)
         return payload
 
 
@@ -111,7 +115,8 @@ def begin(message: Message, context: Context) -> Begun:
     check_base(site, plan, request, model)
     check_share(site, plan)
     correction = corrected(site, plan, read_correction(message.content))
-    payload = site.ledger.reserve(plan.hash, request.round, request.base, plan.strategy.local_steps)
+    with phase("sites' ledgers"):
+        payload = site.ledger.reserve(plan.hash, request.round, request.base, plan.strategy.local_steps)
     return Begun(site=site, plan=plan, request=request, model=model, payload=payload, correction=correction)
 
 

@@ -35,6 +35,7 @@ from client.questions import desk_of, read_question
 from client.site import OpenSite, keeper_of, open_site
 from conf.errors import TwinwardError
 from link.errors import LinkError
+from link.stopwatch import phase
 from link.wire import (
     DECLARE,
     QUESTION,
@@ -87,7 +88,8 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
         if asked.kind == TRAIN:
             limits = _train_limits(open_site(context, asked), asked)
         reply = call_next(message, context)
-        content = inspect(reply.content, limits)
+        with phase("egress gate"):
+            content = inspect(reply.content, limits)
         if keeper is not None:
             keeper.released(asked, *_facts(content))
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not leave

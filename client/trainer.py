@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from conf.schema import Strategy
 from privacy.clipping import clipped_patient_sum, patient_chunks, patient_sum
 from privacy.errors import InseparableError
+from privacy.layers import keeps_book
 from privacy.noise import NoiseStream, add_noise
 from strategies.fedprox import proximal_gradient
 from trust.digest import Arrays
@@ -109,17 +110,24 @@ def _choose(examples: Examples, terms: Terms, stream: NoiseStream) -> Tensor | N
 def _gradient(
     model: nn.Module, examples: Examples, task: Task, terms: Terms, declared: int, stream: NoiseStream
 ) -> dict[str, Tensor]:
-    parameters = trainable(model)
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()}
+    if 0 < len(examples) <= WINDOWS_AT_ONCE and keeps_book(model):
+        total = _sums(model, examples, task, terms)
+    else:
+        total = _sums_in_chunks(model, examples, task, terms)
+    if not terms.private:
+        present = len(torch.unique_consecutive(examples.patient_N))
+        return {name: value / max(1, present) for name, value in total.items()}
+    noised = add_noise(total, terms.noise_multiplier * terms.clip_norm, stream)
+    return {name: value / (terms.sampling_rate * declared) for name, value in noised.items()}
+
+
+def _sums_in_chunks(model: nn.Module, examples: Examples, task: Task, terms: Terms) -> dict[str, Tensor]:
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in trainable(model).items()}
     for index in patient_chunks(model, examples.patient_N, windows=WINDOWS_AT_ONCE):
         part = examples if len(index) == len(examples) else examples.at(index)
         for name, value in _sums(model, part, task, terms).items():
             total[name] += value
-    if not terms.private:
-        present = len(torch.unique(examples.patient_N))
-        return {name: value / max(1, present) for name, value in total.items()}
-    noised = add_noise(total, terms.noise_multiplier * terms.clip_norm, stream)
-    return {name: value / (terms.sampling_rate * declared) for name, value in noised.items()}
+    return total
 
 
 def _sums(model: nn.Module, examples: Examples, task: Task, terms: Terms) -> dict[str, Tensor]:
@@ -150,5 +158,7 @@ def _step(
     mu = strategy.proximal_mu if strategy.name == "fedprox" else 0.0
     with torch.no_grad():
         for name, parameter in trainable(model).items():
-            pull = proximal_gradient(parameter, start[name], mu)
-            parameter.sub_(strategy.learning_rate * (gradient[name].to(parameter.dtype) + pull))
+            direction = gradient[name].to(parameter.dtype)
+            if mu:
+                direction = direction + proximal_gradient(parameter, start[name], mu)
+            parameter.sub_(direction, alpha=strategy.learning_rate)

@@ -159,6 +159,9 @@ class Run:
 
     dir: str | None = field(default=None, metadata={"doc": "folder of the run; default runs/<name>"})
     forecasts: bool = field(default=False, metadata={"doc": "also write forecasts.parquet"})
+    profile: bool = field(
+        default=False, metadata={"doc": "also write profile.json: where the time of rounds goes"}
+    )
 
 
 @dataclass

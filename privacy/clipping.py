@@ -163,8 +163,9 @@ def _sum(
 
 
 def _norms(gradients: Gradients) -> Tensor:
-    squares = [value.double().flatten(1).square().sum(1) for value in gradients.values()]
-    return torch.stack(squares).sum(0).sqrt()
+    flat = [value.flatten(1) for value in gradients.values()]
+    norms = [torch.linalg.vector_norm(value, dim=1, dtype=torch.float64) for value in flat]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 def _gradients(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
+from link.stopwatch import phase
 from server.admission import SITE_ERROR, Expected, judge
 from server.errors import ServerError
 from server.post import Post
@@ -70,7 +71,8 @@ class Collecting:
                     self._ask_again(overdue=time.monotonic() >= ends_s)
         finally:
             self.post.close()
-        self.store.collected(self.expected.round, self._fresh)
+        with phase("coordinator's file"):
+            self.store.collected(self.expected.round, self._fresh)
 
     def _closed(self, *, overdue: bool) -> bool:
         return len(self._admitted) >= self.quorum and (overdue or not self.post.outstanding)
@@ -97,7 +99,8 @@ class Collecting:
             self._judge(reply)
 
     def _judge(self, reply: Message) -> None:
-        verdict = judge(reply, self.expected, self._admitted)
+        with phase("admission"):
+            verdict = judge(reply, self.expected, self._admitted)
         if verdict.update is not None:
             self._admitted.add(verdict.site)
             self._fresh[verdict.site] = verdict.update

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ConfigRecord, Message
 
+from link.stopwatch import phase
 from server.admission import Expected
 from server.collecting import Collecting
 from server.post import Post
@@ -64,12 +65,14 @@ class Rounds:
         """
         while (row := self._current()) is not None:
             self.post.check()
-            {
-                "open": self._send,
-                "sent": self._collect,
-                "collected": self._aggregate,
-                "aggregated": self._commit,
-            }[row.state](row)
+            name, act = {
+                "open": ("commit", self._send),
+                "sent": ("messages", self._collect),
+                "collected": ("aggregation", self._aggregate),
+                "aggregated": ("commit", self._commit),
+            }[row.state]
+            with phase(name):
+                act(row)
         model, _, total = self._before(self.plan.rounds + 1)
         return self.store.finish(average.mean(total, model))
 

@@ -22,6 +22,7 @@ from typing import Any
 from conf.errors import ConfigError
 from conf.naming import run_directory
 from conf.schema import Config
+from link.stopwatch import Stopwatch, watched
 from server.errors import ServerError
 from simulate.curves import PATIENTS, new_hospital, new_patient
 from simulate.federation import FederationResult, run_federation
@@ -29,6 +30,7 @@ from simulate.fold import ByModel, States, global_forecasts, headline, judge_fol
 from simulate.folder import check_device, claim, configuration_of, held, read_json
 from simulate.models import headline_metrics
 from simulate.outcome import Kept, Outcome, judge_all, write_outcome
+from simulate.profile import write_profile
 from simulate.progress import Progress, SilentProgress
 from simulate.steps import Steps
 from simulate.summary import CurveRow, RoundRow
@@ -74,7 +76,11 @@ def simulate(config: Config, *, progress: Progress | None = None) -> RunResult:
     else:
         with held(directory):
             claim(directory, config)
-            _Simulation(config, directory, Steps(progress=progress or SilentProgress())).run()
+            watch = Stopwatch() if config.run.profile else None
+            with watched(watch):
+                _Simulation(config, directory, Steps(progress=progress or SilentProgress())).run()
+            if watch is not None:
+                write_profile(watch, directory)
     return RunResult(directory=directory, summary=read_json(summary))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import client.app
 import client.stacked
 from client.site import open_ledger
 from conf.errors import TwinwardError
+from link.stopwatch import Stopwatch, watched
 from simulate.federation import FederationResult, run_federation
+from simulate.profile import profile_lines, write_profile
 from tests.heart_hospitals import SITES, settings, write_folder
 
 ROUND = ["strategy.local_steps=3", "privacy.sampling_rate=0.7"]
@@ -91,3 +95,21 @@ def test_batched_refuses_what_local_refuses(folder: Path, tmp_path: Path) -> Non
             _run(folder, tmp_path / engine, engine, *few)
         texts.append(str(refused.value))
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("engine", ["local", "batched"])
+def test_a_profile_says_where_the_time_of_rounds_went(engine: str, folder: Path, tmp_path: Path) -> None:
+    watch = Stopwatch()
+    began_s = time.perf_counter()
+    with watched(watch):
+        _run(folder, tmp_path, engine)
+    took_s = time.perf_counter() - began_s
+    write_profile(watch, tmp_path)
+    figures = json.loads((tmp_path / "profile.json").read_text())
+    assert {"training", "sites' ledgers", "egress gate", "messages", "aggregation"} <= set(figures["phases"])
+    assert figures["rounds"] == 4
+    assert figures["phases"]["egress gate"]["calls"] == 18
+    # Phases within phases are counted once, so that together they are no more than there was.
+    assert 0 < sum(entry["seconds"] for entry in figures["phases"].values()) <= took_s + 0.01
+    assert sum(entry["share"] for entry in figures["phases"].values()) == pytest.approx(1.0, abs=0.01)
+    assert len(profile_lines(figures)) == len(figures["phases"]) + 2
