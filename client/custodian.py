@@ -183,9 +183,13 @@ class Custodian:
         self._changed()
         return gone
 
-    def site(self, name: str, purpose: Purpose) -> Site:
+    def site(self, name: str, purpose: Purpose, patients: Collection[str] | None = None) -> Site:
         """What training, questions and exports may read, or what care may."""
-        return self.store.site(name, purpose=purpose)
+        return self.store.site(name, purpose=purpose, patients=patients)
+
+    def allowed(self, purpose: Purpose) -> list[str]:
+        """Whom a purpose allows, sorted."""
+        return self.store.allowed(purpose)
 
     def pseudonym(self, identifier: str) -> str:
         """Under which the store knows whom a source calls so."""

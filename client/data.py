@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from twin.connectors.folder import describe, read_site
 from twin.errors import DataError
 from twin.site import Site
 from twin.store.reading import Purpose
+from twin.tasks.parts import examples_of
 from twin.tasks.protocol import Examples, Task
 
 STORE = "store"
@@ -37,7 +38,12 @@ class _Source:
 
 
 def windows(
-    home: SiteHome, task: schema.Task, pins: Mapping[str, str], *, purpose: Purpose = "research"
+    home: SiteHome,
+    task: schema.Task,
+    pins: Mapping[str, str],
+    *,
+    purpose: Purpose = "research",
+    series: bool = True,
 ) -> tuple[Task, Examples]:
     """The task and the windows of every patient who has one, and of a store, who consents to research.
 
@@ -45,12 +51,13 @@ def windows(
 
     Args:
         purpose: of reading a store; care is for the patients' own models, which stay here.
+        series: whether the history is needed; many patients' takes gigabytes.
 
     Raises:
         ClientError: data_unreadable, plugin_refused, too_few_patients.
     """
     values = tuple(sorted(vars(task).items()))
-    return _windows(_source(home, purpose), values, tuple(sorted(pins.items())))
+    return _windows(_source(home, purpose), values, tuple(sorted(pins.items())), series)
 
 
 def read_data(home: SiteHome) -> Site:
@@ -126,14 +133,24 @@ def _site(source: _Source) -> Site:
 
 @lru_cache(maxsize=4)
 def _windows(
-    source: _Source, task_values: tuple[tuple[str, Any], ...], pins: tuple[tuple[str, str], ...]
+    source: _Source,
+    task_values: tuple[tuple[str, Any], ...],
+    pins: tuple[tuple[str, str], ...],
+    series: bool,
 ) -> tuple[Task, Examples]:
     task = plugins.build_task(schema.Task(**dict(task_values)), dict(pins))
     try:
-        examples = task.examples(_site(source))
+        examples = examples_of(task, _parts(source), series=series)
     except DataError as error:
         raise _unreadable(str(error)) from None
     return task, only(examples, tuple(sorted(examples.patients)))
+
+
+def _parts(source: _Source) -> Iterable[Site]:
+    """The site, of a store some patients at a time: its windows are kept, its rows need not be."""
+    if source.kind == STORE:
+        return research.parts(SiteHome(source.place), source.purpose)
+    return (_site(source),)
 
 
 def _unreadable(text: str) -> ClientError:

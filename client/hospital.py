@@ -226,16 +226,17 @@ class Hospital:
             ClientError: plugin_refused, data_unreadable.
         """
         policy = self._current_policy()
-        task, examples = windows(self.home, plan.task, policy.plugins)
-        device = device_of(self.settings.device)
-        model = plugins.build_model(plan.model, task, policy.plugins).to(device)
+        pins, device = policy.plugins, device_of(self.settings.device)
+        task = plugins.build_task(plan.task, pins)
+        model = plugins.build_model(plan.model, task, pins).to(device)
+        _, examples = windows(self.home, plan.task, pins, series=bool(model.reads_series))
         taken = self._taken(plan) == plan.hash
         return OpenSite(
             name=self.name,
             config=_config(plan, policy),
             task=task,
             model=model,
-            examples=(examples if model.reads_series else examples.without_series()).to(device),
+            examples=examples.to(device),
             secret=self._secret,
             ledger=self._ledger,
             agreed=plan.patients_of(self.name) if taken and self.name in plan.sites else None,

@@ -147,13 +147,15 @@ def _ready(home: SiteHome, task_name: str) -> tuple[Card, Network, Task, Example
         )
     card, state = held
     pins = recorded_policy(home).plugins
-    task, examples = windows(home, plan_of(card).task, pins, purpose="care")
-    if not len(examples):
-        raise ClientError("too_few_patients", f"No patient here has data for task {task_name!r}.")
+    task = plugins.build_task(plan_of(card).task, pins)
     network = plugins.build_model(plan_of(card).model, task, pins)
     network.requires_grad_(False)
     load_state(network, state)
-    return card, network, task, examples if network.reads_series else examples.without_series()
+    reads = bool(network.reads_series)
+    _, examples = windows(home, plan_of(card).task, pins, purpose="care", series=reads)
+    if not len(examples):
+        raise ClientError("too_few_patients", f"No patient here has data for task {task_name!r}.")
+    return card, network, task, examples
 
 
 def _keep(place: _Place, card: Card, network: Network, task: Task, examples: Examples) -> int:

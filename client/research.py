@@ -9,7 +9,7 @@ import getpass
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -30,6 +30,8 @@ from twin.store.reading import Purpose
 RIGHT: Final = "training:read"
 FRESH_S: Final = 900.0
 """Training sees new observations within this time; a patient's word at once."""
+PATIENTS: Final = 100
+"""So many are read from a store at a time."""
 
 
 class Reader(Protocol):
@@ -40,8 +42,12 @@ class Reader(Protocol):
         """Counts consents and erasures."""
         ...
 
-    def site(self, name: str, purpose: Purpose) -> Site:
-        """The patients whom the purpose allows."""
+    def site(self, name: str, purpose: Purpose, patients: Collection[str] | None = None) -> Site:
+        """The patients whom the purpose allows, or those of them who are named."""
+        ...
+
+    def allowed(self, purpose: Purpose) -> list[str]:
+        """Who they are, sorted."""
         ...
 
 
@@ -67,8 +73,11 @@ class _Opened:
     store: Store
     words: int = 0
 
-    def site(self, name: str, purpose: Purpose) -> Site:
-        return self.store.site(name, purpose=purpose)
+    def site(self, name: str, purpose: Purpose, patients: Collection[str] | None = None) -> Site:
+        return self.store.site(name, purpose=purpose, patients=patients)
+
+    def allowed(self, purpose: Purpose) -> list[str]:
+        return self.store.allowed(purpose)
 
 
 @contextmanager
@@ -93,20 +102,47 @@ def site(home: SiteHome, purpose: Purpose = "research") -> Site:
         ClientError: too_few_patients, if there is nobody; access_refused, unavailable.
         StoreError, TrustError: the store cannot be opened.
     """
+    (found,) = parts(home, purpose, patients=None)
+    return found
+
+
+def parts(
+    home: SiteHome, purpose: Purpose = "research", *, patients: int | None = PATIENTS
+) -> Iterator[Site]:
+    """The same, so many patients at a time; who withdraws meanwhile is in no later part.
+
+    Raises:
+        As `site`, before the first part.
+    """
     name = home.settings().site
     custodian = _OWNED.get(str(home.directory))
-    if custodian is not None:
-        _record(home, name, purpose)
-        found = custodian.site(name, purpose)
-    elif home.is_running:
+    if custodian is None and home.is_running:
         if purpose != "research":
             raise ClientError("unavailable", "The site's process fits its own models, each night.")
-        found = site_of(name, ask(home.door, "training"))
-    else:
-        with opened(home) as store:
-            _record(home, getpass.getuser(), purpose)
-            found = store.site(name, purpose=purpose)
-    if found.patients.empty and purpose == "research":
+        yield _some(site_of(name, ask(home.door, "training")), purpose)
+        return
+    _record(home, name if custodian is not None else getpass.getuser(), purpose)
+    if custodian is not None:
+        yield from _of(custodian, name, purpose, patients)
+        return
+    with opened(home) as store:
+        yield from _of(_Opened(store), name, purpose, patients)
+
+
+def _of(reader: Reader, name: str, purpose: Purpose, patients: int | None) -> Iterator[Site]:
+    if patients is None:
+        yield _some(reader.site(name, purpose), purpose)
+        return
+    everybody = reader.allowed(purpose)
+    for first in range(0, max(len(everybody), 1), patients):
+        some = everybody[first : first + patients]
+        found = reader.site(name, purpose, some)
+        if len(found.patients.index) or not first:
+            yield _some(found, purpose)
+
+
+def _some(found: Site, purpose: Purpose) -> Site:
+    if not len(found.patients.index) and purpose == "research":
         raise ClientError(
             "too_few_patients",
             "Nobody in the store consents to research: `twinward site consent`, docs/access.md.",

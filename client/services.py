@@ -251,7 +251,7 @@ def _erase(desk: Desk, words: Words) -> Answer:
 def _export(desk: Desk, words: Words) -> Answer:
     use = f"export {_use(words)}"
     found = desk.custodian.site(desk.home.settings().site, "research")
-    if found.patients.empty:
+    if not len(found.patients.index):
         raise ClientError("too_few_patients", "Nobody in the store consents to research.")
     made = deidentify(found, Pseudonyms(desk.home.secret(), use), known=_identifiers(found.patients))
     answer = research.answer_of(made.site)

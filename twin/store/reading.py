@@ -62,6 +62,11 @@ def site(
     )
 
 
+def allowed(connection: duckdb.DuckDBPyConnection, purpose: Purpose) -> list[str]:
+    """Pseudonyms of the patients whom a purpose allows, sorted."""
+    return [str(name) for name in _allowed(connection, purpose, None)["patient_id"]]
+
+
 def recent(
     connection: duckdb.DuckDBPyConnection, span: pd.Timedelta, patients: Collection[str] | None
 ) -> pd.DataFrame:

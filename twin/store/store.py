@@ -177,6 +177,11 @@ class Store:
                 connection, name, purpose=purpose, patients=patients, since=since, marked=marked
             )
 
+    def allowed(self, purpose: Purpose) -> list[str]:
+        """Pseudonyms of the patients whom a purpose allows, sorted."""
+        with self._file.snapshot("reading consents") as connection:
+            return reading.allowed(connection, purpose)
+
     def recent(self, span: pd.Timedelta, patients: Collection[str] | None = None) -> pd.DataFrame:
         """The last `span` of every stream as feeds delivered it, columns as `twin.ingested.OBSERVATIONS`.
 

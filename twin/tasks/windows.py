@@ -36,6 +36,13 @@ class Clock:
         key: np.ndarray = patient.astype(np.int64) * self.span_ms + (time_us - self.origin_us) // 1000
         return key + _MARGIN_MS
 
+    def keys(self, patient_N: np.ndarray, now_us_N: np.ndarray, ahead_us_T: np.ndarray) -> np.ndarray:
+        """Keys of moments so much after some times, NT; as `key` of the sums, in whole milliseconds."""
+        if (ahead_us_T % 1000).any() or (now_us_N % 1000).any():
+            return self.key(patient_N[:, None], now_us_N[:, None] + ahead_us_T)
+        moved: np.ndarray = self.key(patient_N, now_us_N)[:, None] + ahead_us_T // 1000
+        return moved
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
@@ -104,9 +111,10 @@ def levels_before(
     shape = (len(now_us_N), len(lags_min_T))
     if len(rows.key_R) == 0:
         return Levels(value=np.zeros(shape), known=np.zeros(shape, bool), age_min=np.full(shape, carry_min))
-    at_us = now_us_N[:, None] - np.round(lags_min_T * 60e6).astype(np.int64)[None, :]
-    patient = np.broadcast_to(patient_N[:, None], shape)
-    right = np.searchsorted(rows.key_R, clock.key(patient, at_us), side="right")
+    lag_us_T = np.round(lags_min_T * 60e6).astype(np.int64)
+    at_us = now_us_N[:, None] - lag_us_T
+    patient = patient_N[:, None]
+    right = np.searchsorted(rows.key_R, clock.keys(patient_N, now_us_N, -lag_us_T), side="right")
     left = np.maximum(right - 1, 0)
     right = np.minimum(right, len(rows.key_R) - 1)
     age_min = (at_us - rows.time_us_R[left]) / 60e6
@@ -131,20 +139,22 @@ def sums_before(
 
     Edges increase; the first slot ends now.
     """
-    at_us = now_us_N[:, None] - np.round(edges_min * 60e6).astype(np.int64)[None, :]
-    patient = np.broadcast_to(patient_N[:, None], at_us.shape)
+    if len(rows.key_R) == 0:
+        return np.zeros((len(now_us_N), len(edges_min) - 1))
+    edge_us_T = np.round(edges_min * 60e6).astype(np.int64)
     total = np.concatenate([[0.0], np.cumsum(rows.value_R)])
-    upto: np.ndarray = total[np.searchsorted(rows.key_R, clock.key(patient, at_us), side="right")]
+    key_NT = clock.keys(patient_N, now_us_N, -edge_us_T)
+    upto: np.ndarray = total[np.searchsorted(rows.key_R, key_NT, side="right")]
     sums: np.ndarray = upto[:, :-1] - upto[:, 1:]
     return sums
 
 
 def seen_before(rows: Track, clock: Clock, patient_N: np.ndarray, now_us_N: np.ndarray) -> np.ndarray:
     """Whether the patient had any row of this signal by `now`, shape N, bool."""
-    before = np.searchsorted(rows.key_R, clock.key(patient_N, now_us_N), side="right")
-    last = np.maximum(before - 1, 0)
     if len(rows.key_R) == 0:
         return np.zeros(len(now_us_N), bool)
+    before = np.searchsorted(rows.key_R, clock.key(patient_N, now_us_N), side="right")
+    last = np.maximum(before - 1, 0)
     seen: np.ndarray = (before > 0) & (rows.patient_R[last] == patient_N)
     return seen
 
@@ -161,9 +171,10 @@ def values_after(
 
     Returns value NH (0 where none) and observed NH. Nothing is interpolated.
     """
-    at_us = now_us_N[:, None] + np.round(horizons_min_H * 60e6).astype(np.int64)[None, :]
-    patient = np.broadcast_to(patient_N[:, None], at_us.shape)
-    right = np.searchsorted(rows.key_R, clock.key(patient, at_us), side="left")
+    ahead_us_H = np.round(horizons_min_H * 60e6).astype(np.int64)
+    at_us = now_us_N[:, None] + ahead_us_H
+    patient = patient_N[:, None]
+    right = np.searchsorted(rows.key_R, clock.keys(patient_N, now_us_N, ahead_us_H), side="left")
     left = np.maximum(right - 1, 0)
     right = np.minimum(right, len(rows.key_R) - 1)
     far_us = np.int64(2**62)
