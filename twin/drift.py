@@ -25,6 +25,8 @@ BEHIND_US: Final = 5 * _US_PER_MIN
 """What arrives so much later than usual may come from a clock that was set back."""
 _AGREE_US: Final = _US_PER_MIN
 _ARRIVALS: Final = 3
+_APART_US: Final = 150_000_000
+"""Late arrivals that count lie so far apart: what drains after an outage is as late, but soon at its end."""
 _USUAL_ARRIVALS: Final = 15
 
 
@@ -34,19 +36,23 @@ class _Clock:
 
     usual: deque[int] = field(default_factory=lambda: deque(maxlen=_USUAL_ARRIVALS))
     odd: deque[int] = field(default_factory=lambda: deque(maxlen=_ARRIVALS))
+    counted_us: int = 0
 
     def usual_us(self) -> int:
         return int(np.median(self.usual)) if self.usual else 0
 
-    def hear(self, delay_us: int) -> tuple[int, bool]:
+    def hear(self, delay_us: int, received_us: int) -> tuple[int, bool]:
         """(how far its rows must be moved, whether they are suspect) after an arrival's least delay."""
         behind = bool(self.usual) and delay_us > self.usual_us() + BEHIND_US
         if delay_us >= -AHEAD_US and not behind:
             self.usual.append(max(0, delay_us))
             self.odd.clear()
             return 0, False
-        self.odd.append(delay_us)
-        if len(self.odd) == _ARRIVALS and max(self.odd) - min(self.odd) <= _AGREE_US:
+        if not behind or not self.odd or received_us - self.counted_us >= _APART_US:
+            self.odd.append(delay_us)
+            self.counted_us = received_us
+        heard = [*self.odd, delay_us]
+        if len(self.odd) == _ARRIVALS and max(heard) - min(heard) <= _AGREE_US:
             return int(np.median(self.odd)) - self.usual_us(), False
         return 0, not behind
 
@@ -66,7 +72,7 @@ class Clocks:
             received_us: when they arrived.
         """
         clock = self._clocks.setdefault(device, _Clock())
-        return clock.hear(received_us - int(time_us_N.max()))
+        return clock.hear(received_us - int(time_us_N.max()), received_us)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

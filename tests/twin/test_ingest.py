@@ -269,3 +269,19 @@ def test_a_row_of_the_future_is_dropped_and_counted_and_stays_nobodys_latest() -
     assert _fates(taken)["dropped", "date in the future"] == 2
     shifted = _ingest().take(_batch(rows), "meter")  # whose records may lie in the future
     assert len(shifted.observations) == 4
+
+
+def test_a_backlog_that_drains_after_an_outage_keeps_its_times() -> None:
+    ingest, outage_min = _ingest(), 20
+    minutes = [second / 60 for second in range(60 + 60 * outage_min)]
+    for minute in minutes[:60]:  # a row a second, as it is made
+        ingest.take(_batch([_glucose(minute, 100)]), "gateway", START + pd.Timedelta(minutes=minute))
+    now, held = START + pd.Timedelta(minutes=1 + outage_min), minutes[60:]
+    for begin in range(0, len(held), 20):
+        part = held[begin : begin + 20]
+        taken = ingest.take(_batch([_glucose(minute, 100) for minute in part]), "gateway", now)
+        expected = [START + pd.Timedelta(minutes=minute) for minute in part]
+        moved = taken.observations["time"] - pd.Series(expected)
+        assert moved.abs().max() < pd.Timedelta("1ms")
+        assert ("fixed", "device clock off, time moved") not in _fates(taken)
+        now += pd.Timedelta("0.25s")
