@@ -32,7 +32,6 @@ import client.site
 from conf.load import load
 from conf.schema import Config
 from simulate.federation import run_federation
-from trust.digest import Arrays
 from twin import models, prior, tasks
 from twin.tasks.protocol import Examples, Task
 
@@ -140,7 +139,13 @@ def measure(engine: str, sites: int, rounds: int, *, model: str, private: bool) 
     wall_s, cpu_s = clock.per_round()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     first_s = clock.marks[0][0] - start_s
-    return {"wall_s": wall_s, "cpu_s": cpu_s, "start_s": first_s - wall_s, "peak_mb": peak / 1024, "base_mb": began / 1024}
+    return {
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "start_s": first_s - wall_s,
+        "peak_mb": peak / 1024,
+        "base_mb": began / 1024,
+    }
 
 
 def main() -> None:
@@ -168,7 +173,16 @@ def main() -> None:
     for sites in chosen.sites:
         base = None
         for engine in chosen.engines:
-            words = [sys.executable, "-m", "benchmarks.simulate_engines", "--one", "--engines", engine, "--sites", str(sites)]
+            words = [
+                sys.executable,
+                "-m",
+                "benchmarks.simulate_engines",
+                "--one",
+                "--engines",
+                engine,
+                "--sites",
+                str(sites),
+            ]
             words += ["--rounds", str(chosen.rounds), "--model", chosen.model]
             words += ["--private"] if chosen.private and engine != "bare" else []
             done = subprocess.run(words, check=True, capture_output=True, text=True)

@@ -219,8 +219,10 @@ def _check_update(update: Arrays | None, limits: Limits) -> None:
         raise ClientError("release_refused", "The update is not float32 throughout.")
     if not all(bool(np.isfinite(array).all()) for array in update.values()):
         raise ClientError("release_refused", "The update is not finite.")
+    if limits.norm is None:
+        return
     norm = float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in update.values())))
-    if limits.norm is not None and norm > limits.norm:
+    if norm > limits.norm:
         raise ClientError("release_refused", "The update is greater than clipping and noise allow.")
 
 

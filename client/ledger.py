@@ -63,6 +63,7 @@ _TABLES: Final = (
 ) STRICT""",
 )
 _ENDED: Final = "ended"
+_SIMULATED_CACHE_KIB: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,8 @@ class Ledger:
             ) from error
         if simulated:
             self._connection.execute("PRAGMA synchronous = NORMAL")
+            # Of hundreds of ledgers in one process, each would else keep 2 MB of what it wrote.
+            self._connection.execute(f"PRAGMA cache_size = -{_SIMULATED_CACHE_KIB}")
         self._simulated = simulated
         _OPEN.add(self)
 

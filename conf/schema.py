@@ -130,7 +130,7 @@ class Personal:
 class Engine:
     """What carries messages between the coordinator and the sites."""
 
-    name: str = "local"
+    name: str = "auto"
     device: str = field(
         default="auto", metadata={"choices": ("auto", "cpu", "cuda"), "doc": "where tensors live"}
     )

@@ -117,7 +117,9 @@ def stack(model: nn.Module) -> Stack:
     return Stack(model=stacked, layers=layers)
 
 
-def clipped_sums(stacked: Stack, total: Tensor, sites: int, patients: int, clip_norm: float) -> dict[str, Tensor]:
+def clipped_sums(
+    stacked: Stack, total: Tensor, sites: int, patients: int, clip_norm: float
+) -> dict[str, Tensor]:
     """Each site's sum over its patients of their clipped gradients, float64, (S, *shape) by parameter.
 
     Args:
@@ -134,12 +136,7 @@ def clipped_sums(stacked: Stack, total: Tensor, sites: int, patients: int, clip_
             shape = (sites, patients, -1)
             inputs_SPRI = call.inputs_NTI.reshape(*shape, call.inputs_NTI.shape[-1])
             pairs.setdefault(name, []).append((inputs_SPRI, gradient.reshape(*shape, gradient.shape[-1])))
-    books = [
-        _Book.of(name, stacked.layers[name], torch.cat([a for a, _ in each], 2), torch.cat([g for _, g in each], 2))
-        if len(each) > 1
-        else _Book.of(name, stacked.layers[name], *each[0])
-        for name, each in pairs.items()
-    ]
+    books = [_Book.of(name, stacked.layers[name], *_together(each)) for name, each in pairs.items()]
     norms_SP = torch.stack([book.squares() for book in books]).sum(0).sqrt()
     scale_SP = (clip_norm / norms_SP.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
     # A patient whose gradient is not finite adds nothing, as in clipping.py.
@@ -181,7 +178,9 @@ class _Book:
 
     def squares(self) -> Tensor:
         """The squared norm of each patient's gradient for this layer, (S, P), float64."""
-        squares_SP = torch.zeros(self.inputs_SPRI.shape[:2], dtype=torch.float64, device=self.inputs_SPRI.device)
+        squares_SP = torch.zeros(
+            self.inputs_SPRI.shape[:2], dtype=torch.float64, device=self.inputs_SPRI.device
+        )
         if self.explicit_SPOI is not None:
             squares_SP = _squares(self.explicit_SPOI)
         elif "weight" in self.shapes:
@@ -203,6 +202,13 @@ class _Book:
         return {
             f"{self.prefix}{key}": value.reshape(self.shapes[key]).double() for key, value in named.items()
         }
+
+
+def _together(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Inputs and gradients of all calls of a layer, as more rows of the same patients."""
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([inputs for inputs, _ in pairs], 2), torch.cat([gradients for _, gradients in pairs], 2)
 
 
 def _squares(values_SP: Tensor) -> Tensor:

@@ -107,5 +107,7 @@ def _array_fault(update: Arrays, shapes: Mapping[str, tuple[int, ...]], norm: fl
         return MALFORMED
     if not all(bool(np.isfinite(array).all()) for array in update.values()):
         return NONFINITE
+    if norm is None:
+        return ""
     squares = sum(float(np.square(array, dtype=np.float64).sum()) for array in update.values())
-    return "" if norm is None or math.sqrt(squares) <= norm else TOO_LONG
+    return "" if math.sqrt(squares) <= norm else TOO_LONG

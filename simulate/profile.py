@@ -19,7 +19,11 @@ def write_profile(watch: Stopwatch, directory: Path) -> None:
     """
     total_s = sum(watch.seconds.values())
     phases = {
-        name: {"seconds": round(seconds, 4), "share": round(seconds / max(total_s, 1e-9), 4), "calls": watch.calls[name]}
+        name: {
+            "seconds": round(seconds, 4),
+            "share": round(seconds / max(total_s, 1e-9), 4),
+            "calls": watch.calls[name],
+        }
         for name, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1])
     }
     figures = {"rounds": watch.calls.get("aggregation", 0), "seconds": round(total_s, 4), "phases": phases}
