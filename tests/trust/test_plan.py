@@ -189,9 +189,9 @@ def test_no_declared_number_lifts_a_site_above_so_many_times_the_median(
     assert lying["site-0"] <= times * statistics.median_low(lying.values()) * (1 + 1e-9)
 
 
-def test_of_three_like_sites_a_liar_has_five_sixths_and_honest_numbers_count_in_full() -> None:
+def test_of_three_like_sites_a_liar_has_25_of_27_parts_and_honest_numbers_count_in_full() -> None:
     lie = OFFER.with_participants({"a": 50, "b": 50, "c": 1_000_000})
-    assert lie.weights()["c"] == pytest.approx(10 / 12)
+    assert lie.weights()["c"] == pytest.approx(25 / 27)
     assert PLAN.weights() == pytest.approx({"north": 55 / 65, "south": 10 / 65})
 
 
