@@ -88,8 +88,14 @@ def _ledger(home: SiteHome) -> Finding:
 
 
 def _data(home: SiteHome) -> Finding:
-    from client.data import read_data
+    from client import research
+    from client.data import read_data, reads_store
 
+    if reads_store(home):
+        if not home.is_running:
+            with research.opened(home):
+                pass
+        return Finding(what="data", state="ok", found="the store opens, or is open")
     site = read_data(home)
     if not len(site.patients):
         return Finding(what="data", state="broken", found="no patients", mend="see docs/data.md")
@@ -99,7 +105,8 @@ def _data(home: SiteHome) -> Finding:
 def _process(home: SiteHome, status: dict[str, object]) -> Finding:
     what, ended = "process", str(status.get("ended", ""))
     if not home.is_running:
-        mend = f"start it: twinward site run --home {home.directory}"
+        command = "up" if home.has_store else "run"
+        mend = f"start it: twinward site {command} --home {home.directory}"
         return Finding(what=what, state="warning", found="does not run", mend=mend)
     if status.get("connected"):
         age_s = time.time() - float(str(status.get("written_s", 0.0)))

@@ -23,7 +23,11 @@ def unit(name: str) -> configparser.ConfigParser:
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [("twinward-coordinator.service", "coordinator serve"), ("twinward-site.service", "site run")],
+    [
+        ("twinward-coordinator.service", "coordinator serve"),
+        ("twinward-site.service", "site run"),
+        ("twinward-site-up.service", "site up"),
+    ],
 )
 def test_a_unit_runs_a_command_that_exists_as_a_user_without_rights(name: str, command: str) -> None:
     service = unit(name)["Service"]
@@ -39,9 +43,13 @@ def test_a_unit_runs_a_command_that_exists_as_a_user_without_rights(name: str, c
     assert words[4].startswith(f"/var/lib/{service['StateDirectory']}/")
 
 
-@pytest.mark.parametrize(("name", "command"), [("coordinator", "coordinator serve"), ("site", "site run")])
+@pytest.mark.parametrize(
+    ("name", "command"), [("coordinator", "coordinator serve"), ("site", "site run"), ("site-up", "site up")]
+)
 def test_a_container_runs_a_command_that_exists_without_rights(name: str, command: str) -> None:
-    service = yaml.safe_load((DEPLOY / f"compose.{name}.yaml").read_text())["services"][name]
+    service = yaml.safe_load((DEPLOY / f"compose.{name}.yaml").read_text())["services"][
+        name.removesuffix("-up")
+    ]
     assert " ".join(service["command"][:2]) == command
     assert command in COMMANDS
     assert service["cap_drop"] == ["ALL"]
