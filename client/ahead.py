@@ -3,8 +3,8 @@
 Every site takes its request as its app does (`client.app.begin`: the same checks, the round reserved in
 its own ledger before anything is computed), those that are to train go through the stacked trainer, and
 each update is completed in its site's ledger. The app, which is then asked as ever, finds it there
-and answers with it through the egress gate. What cannot be done here (a site that refuses, an update that is not
-finite, no room on the disk) is left to the app, which says why.
+and answers with it through the egress gate. What cannot be done here (a site that refuses, an update
+that is not finite) is left to the app, which says why.
 """
 
 from __future__ import annotations

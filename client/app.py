@@ -90,7 +90,7 @@ class Begun:
     def stream(self) -> NoiseStream:
         """The site's noise and draws for this round."""
         # The base stands in it so that noise on two bases cannot cancel, even with a ledger lost. A
-        # simulation has no secret to guard, and its engines, whose models differ in the last bits, must draw alike.
+        # simulation has no secret to guard, and its engines, whose models differ in last bits, draw alike.
         base = "" if self.site.simulated else f" base {self.request.base}"
         context = f"plan {self.plan.hash} round {self.request.round}{base} data {self.site.data_sha256}"
         return NoiseStream(self.site.secret, context.encode())

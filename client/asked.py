@@ -37,7 +37,7 @@ class Asked:
 
 @lru_cache(maxsize=4)
 def from_json(text: str) -> Plan:
-    """The plan in a request. All sites of a simulation get the same text in a round, and a plan names each."""
+    """The plan in a request; in a simulation all sites get the same text, which names each of them."""
     return plan_from_json(text)
 
 

@@ -245,9 +245,10 @@ class _Layout:
 
 def _layout(chosen: Sequence[np.ndarray | None], counts: Sequence[np.ndarray], first: np.ndarray) -> _Layout:
     taken, rows = [], []
-    for index_M, counts_P, begin in zip(chosen, counts, first[:-1], strict=True):
-        if index_M is None:
-            own_P, index_M = counts_P, np.arange(int(counts_P.sum()))
+    for found_M, counts_P, begin in zip(chosen, counts, first[:-1], strict=True):
+        index_M = np.arange(int(counts_P.sum())) if found_M is None else found_M
+        if found_M is None:
+            own_P = counts_P
         else:
             ends_P = np.cumsum(counts_P)
             own_P = np.bincount(np.searchsorted(ends_P, index_M, side="right"), minlength=len(counts_P))

@@ -1,4 +1,4 @@
-"""Where the time of a round goes: phases that measure themselves while somebody watches, and else cost nothing.
+"""Where the time of a round goes: phases that measure themselves while somebody watches.
 
 A phase within another is taken out of the outer one, so that the phases add up to what was watched.
 """

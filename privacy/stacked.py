@@ -11,8 +11,8 @@ the layers, from which come each patient's norm and each site's sum of clipped g
 patient is one row of a layer, the norm of the gradient is the product of two norms (it has rank
 one); elsewhere the gradients of patients are made explicitly.
 
-Letters: S sites, P patients, W windows of a patient, R rows of a patient at a layer (windows × time), I inputs
-and O outputs of a layer.
+Letters: S sites, P patients, W windows of a patient, R rows of a patient at a layer (windows × time),
+I inputs and O outputs of a layer.
 """
 
 from __future__ import annotations
