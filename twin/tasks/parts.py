@@ -13,12 +13,12 @@ from dataclasses import fields, replace
 from typing import Final
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from twin.site import Site
 from twin.tasks.protocol import Examples, Task
+from twin.tasks.windows import places
 
 ROWS_AT_ONCE: Final = 80_000
 _THREADS: Final = 2
@@ -48,7 +48,7 @@ def cut(site: Site, rows: int = ROWS_AT_ONCE) -> Iterator[Site]:
         site: sorted by patient, as a `Site` is.
     """
     names = site.patients.index
-    patient_N = names.get_indexer(pd.Index(site.observations["patient_id"]))
+    patient_N = places(site.observations["patient_id"], names)
     begins_P = np.searchsorted(patient_N, np.arange(len(names) + 1))
     first = 0
     while True:

@@ -64,7 +64,7 @@ class Track:
 def track(observations: pd.DataFrame, signal: str, patients: pd.Index, clock: Clock) -> Track:
     """The rows of one signal, in the order of the keys; patients count as in `patients`."""
     rows = observations[observations["signal"] == signal]
-    patient_R = patients.get_indexer(pd.Index(rows["patient_id"])).astype(np.int64)
+    patient_R = places(rows["patient_id"], patients)
     time_us_R = microseconds(rows["time"])
     key_R = clock.key(patient_R, time_us_R)
     order = np.argsort(key_R, kind="stable")
@@ -74,6 +74,13 @@ def track(observations: pd.DataFrame, signal: str, patients: pd.Index, clock: Cl
         time_us_R=time_us_R[order],
         value_R=rows["value"].to_numpy(np.float64)[order],
     )
+
+
+def places(names_R: pd.Series, patients: pd.Index) -> np.ndarray:
+    """Place of each name in `patients`, int64; looked up once for each distinct name."""
+    code_R, names = pd.factorize(names_R)
+    found: np.ndarray = patients.get_indexer(pd.Index(names)).astype(np.int64)[code_R]
+    return found
 
 
 def microseconds(times: pd.Series) -> np.ndarray:
