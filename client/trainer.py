@@ -97,7 +97,8 @@ def chosen_windows(counts_P: np.ndarray, terms: Terms, stream: NoiseStream) -> n
         return index_M
     sampled_P = stream.poisson_sample(len(counts_P), terms.sampling_rate)
     taken_P = np.minimum(counts_P, terms.windows_per_patient)
-    return index_M[np.repeat(sampled_P, taken_P)]
+    sampled_M: np.ndarray = index_M[np.repeat(sampled_P, taken_P)]
+    return sampled_M
 
 
 def _choose(examples: Examples, terms: Terms, stream: NoiseStream) -> Tensor | None:

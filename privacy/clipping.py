@@ -165,7 +165,8 @@ def _sum(
 def _norms(gradients: Gradients) -> Tensor:
     flat = [value.flatten(1) for value in gradients.values()]
     norms = [torch.linalg.vector_norm(value, dim=1, dtype=torch.float64) for value in flat]
-    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    norms_K: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return norms_K
 
 
 def _gradients(

@@ -166,7 +166,7 @@ class _Book:
         explicit = None
         if "weight" in shapes and inputs_SPRI.shape[2] > 1:
             flat = torch.bmm(gradients_SPRO.flatten(0, 1).transpose(1, 2), inputs_SPRI.flatten(0, 1))
-            explicit = flat.unflatten(0, inputs_SPRI.shape[:2])
+            explicit = flat.reshape(*inputs_SPRI.shape[:2], *flat.shape[1:])
         return cls(
             prefix=f"{name}." if name else "",
             shapes=shapes,
@@ -212,7 +212,8 @@ def _together(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _squares(values_SP: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values_SP.flatten(2), dim=2, dtype=torch.float64).square()
+    norms_SP: Tensor = torch.linalg.vector_norm(values_SP.flatten(2), dim=2, dtype=torch.float64)
+    return norms_SP.square()
 
 
 def _only(values_SP: Tensor, kept_SP: Tensor | None) -> Tensor:
