@@ -55,6 +55,7 @@ def _train(group: list[Begun]) -> None:
             declared=entry.plan.patients_of(entry.site.name),
             stream=entry.stream,
             wanted=entry.payload is None,
+            correction=entry.correction,
         )
         for entry in group
     ]

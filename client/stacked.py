@@ -48,6 +48,7 @@ class Work:
     declared: int
     stream: NoiseStream
     wanted: bool = True
+    correction: Mapping[str, np.ndarray] | None = None
     counts_P: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +111,7 @@ def _alone(
             strategy=strategy,
             declared=work.declared,
             stream=work.stream,
+            correction=work.correction,
         )
     except PrivacyError as error:
         return error
@@ -163,8 +165,12 @@ class _Run:
 
     def updates(self) -> Iterator[Arrays | PrivacyError]:
         """Each site's update, in the order of the sites."""
+        correction = self._correction()
         for step in range(self._strategy.local_steps):
-            self._step(self._gradient(step))
+            gradient = self._gradient(step)
+            for name, value in correction.items():
+                gradient[name] = gradient[name] + value.to(gradient[name])
+            self._step(gradient)
         moved = {
             name: (value.detach() - self._start[name]).cpu().numpy().astype(np.float32)
             for name, value in self._weights.items()
@@ -179,6 +185,14 @@ class _Run:
                     "A gradient is not finite, so this step without privacy was refused. Expected finite"
                     " losses: check the scaling of inputs, or lower strategy.learning_rate."
                 )
+
+    def _correction(self) -> dict[str, Tensor]:
+        """What is added to each site's gradients; zero for a site that has none, empty if no site has one."""
+        if all(work.correction is None for work in self._works):
+            return {}
+        none = {name: np.zeros(tuple(value.shape), np.float32) for name, value in self._start.items()}
+        each = [none if work.correction is None else work.correction for work in self._works]
+        return {name: torch.from_numpy(np.stack([own[name] for own in each])) for name in none}
 
     def _gradient(self, step: int) -> dict[str, Tensor]:
         layout = _layout(

@@ -24,6 +24,7 @@ PLANS = {
     "fedavg": ["model=mlp", "model.hidden=5"],
     "fedprox": ["model=mlp", "model.hidden=5", "strategy=fedprox", "strategy.proximal_mu=0.5"],
     "fedadam": ["model=linear", "strategy=fedadam"],
+    "scaffold": ["model=linear", "strategy=scaffold"],
     "no privacy": ["model=mlp", "model.hidden=5", "privacy=none", "strategy.learning_rate=0.1"],
 }
 
