@@ -5,12 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.errors import PrivacyError
-from privacy.noise import GRID_BITS, NoiseStream, add_noise, new_site_secret, site_secret_from_seed
+from privacy.noise import (
+    GRID_BITS,
+    NoiseStream,
+    _hkdf,
+    add_noise,
+    new_site_secret,
+    site_secret_from_seed,
+)
 
 SECRET = bytes(range(32))
 
@@ -132,3 +141,9 @@ def test_the_secret_is_not_shown_when_a_stream_is_printed() -> None:
     shown = repr(NoiseStream(SECRET, b""))
     assert SECRET.hex() not in shown
     assert str(SECRET) not in shown
+
+
+@given(secret=st.binary(min_size=32, max_size=80), info=st.binary(max_size=200))
+def test_keys_are_derived_as_the_library_derives_them(secret: bytes, info: bytes) -> None:
+    library = HKDF(algorithm=hashes.SHA256(), length=48, salt=None, info=info)
+    assert _hkdf(secret, info) == library.derive(secret)
