@@ -10,6 +10,7 @@ import io
 import json
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,12 +83,17 @@ def send(line: socket.socket, data: bytes) -> None:
     line.sendall(data)
 
 
-def receive(line: socket.socket, longest: int) -> bytes:
-    """One frame in; ValueError if it is longer than allowed or breaks off."""
-    (length,) = _LENGTH.unpack(_exactly(line, _LENGTH.size))
+def receive(line: socket.socket, longest: int, *, within_s: float | None = None) -> bytes:
+    """One frame in; ValueError if it is longer than allowed or breaks off.
+
+    Args:
+        within_s: for all of it; otherwise the line's own patience holds for each part.
+    """
+    until_s = None if within_s is None else time.monotonic() + within_s
+    (length,) = _LENGTH.unpack(_exactly(line, _LENGTH.size, until_s))
     if length > longest:
         raise ValueError(f"Expected a frame of at most {longest} bytes.")
-    return _exactly(line, length)
+    return _exactly(line, length, until_s)
 
 
 def bytes_of(table: pd.DataFrame) -> bytes:
@@ -106,10 +112,12 @@ def table_of(data: bytes) -> pd.DataFrame:
     return frame
 
 
-def _exactly(line: socket.socket, count: int) -> bytes:
+def _exactly(line: socket.socket, count: int, until_s: float | None) -> bytes:
     data = bytearray(count)
     view = memoryview(data)
     while view:
+        if until_s is not None:
+            line.settimeout(max(until_s - time.monotonic(), 1e-3))
         got = line.recv_into(view)
         if not got:
             raise ValueError("Expected more bytes; the line was closed.")

@@ -15,6 +15,7 @@ import pwd
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,10 @@ from trust.roles import Roles
 
 QUESTION_S: Final = 30.0
 """How long a caller may take to say what it wants."""
-MOST_CALLERS: Final = 16
+MOST_CALLERS: Final = 64
+MOST_OF_ONE: Final = 8
+"""So many callers at a time of all users, and of one, who cannot keep the others out."""
+_BREATH_S: Final = 0.2
 USER: Final = "user"
 """The word of a question under which its service finds who asks, whatever the caller wrote there."""
 
@@ -77,7 +81,8 @@ class Door:
             ClientError: home_unreadable, if the socket cannot be made.
         """
         self._services, self._roles, self._record = dict(services), roles, record
-        self._slots = threading.BoundedSemaphore(MOST_CALLERS)
+        self._callers: Counter[int] = Counter()
+        self._lock = threading.Lock()
         self._closed = threading.Event()
         self.path = path
         self._listener = _listen(path, group)
@@ -98,14 +103,23 @@ class Door:
         while not self._closed.is_set():
             try:
                 line, _ = self._listener.accept()
-            except OSError:
-                return
-            if not self._slots.acquire(blocking=False):
+            except OSError:  # no file is left, perhaps: there will be again
+                self._closed.wait(_BREATH_S)
+                continue
+            uid = _uid_of(line)
+            if not self._let_in(uid):
                 line.close()
                 continue
-            threading.Thread(target=self._serve, args=(line,), name="caller", daemon=True).start()
+            threading.Thread(target=self._serve, args=(line, uid), name="caller", daemon=True).start()
 
-    def _serve(self, line: socket.socket) -> None:
+    def _let_in(self, uid: int) -> bool:
+        with self._lock:
+            if self._callers[uid] >= MOST_OF_ONE or self._callers.total() >= MOST_CALLERS:
+                return False
+            self._callers[uid] += 1
+            return True
+
+    def _serve(self, line: socket.socket, uid: int) -> None:
         try:
             with line:
                 line.settimeout(QUESTION_S)
@@ -113,11 +127,13 @@ class Door:
         except (OSError, ValueError):
             logger.info("a caller went away, or asked in no form that is known")
         finally:
-            self._slots.release()
+            with self._lock:
+                self._callers[uid] -= 1
 
     def _answer(self, line: socket.socket) -> None:
         user = user_of(line)
-        name, words = _question(receive(line, LONGEST_QUESTION_BYTES))
+        name, words = _question(receive(line, LONGEST_QUESTION_BYTES, within_s=QUESTION_S))
+        line.settimeout(QUESTION_S)
         try:
             answer = self._judged(user, name, words)
         except TwinwardError as error:
@@ -150,12 +166,17 @@ class Door:
 
 def user_of(line: socket.socket) -> str:
     """Name of the user at the other end, as the kernel knows it; its number, if it has no name."""
-    data = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", data)
+    uid = _uid_of(line)
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def _uid_of(line: socket.socket) -> int:
+    data = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", data)[1]
+    return uid
 
 
 def _question(data: bytes) -> tuple[str, Words]:
@@ -184,6 +205,8 @@ def _listen(path: Path, group: int | None) -> socket.socket:
         finally:
             os.umask(before)
         if group is not None:
+            os.chown(path.parent, -1, group)
+            path.parent.chmod(0o710)
             os.chown(path, -1, group)
             path.chmod(0o660)
         listener.listen(MOST_CALLERS)

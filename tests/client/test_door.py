@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
+import resource
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import pandas as pd
 import pytest
 
 from client.counter import Answer, ask, receive, send
-from client.door import Door, Service
+from client.door import MOST_CALLERS, MOST_OF_ONE, Door, Service
 from client.errors import ClientError
 from trust.roles import Roles, roles
 
@@ -144,3 +147,77 @@ def test_a_socket_that_a_dead_process_left_is_taken_over(tmp_path: Path, log: Lo
     with pytest.raises(ClientError, match="no question"):
         ask(path, "x")
     made.close()
+
+
+def test_callers_who_say_nothing_take_no_more_than_their_own_places(door: Door) -> None:
+    assert MOST_OF_ONE < MOST_CALLERS
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(MOST_OF_ONE)]
+    for line in idle:
+        line.connect(str(door.path))
+    with pytest.raises(ClientError, match="unavailable"):
+        ask(door.path, "observations", rows=1)
+    for line in idle:
+        line.close()
+    assert _asked_until_answered(door) == {"rows": 1}
+
+
+def test_a_caller_who_speaks_a_byte_at_a_time_has_no_more_time_than_others(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.door.QUESTION_S", 0.3)
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(door.path))
+        line.sendall(struct.pack(">I", 60_000))
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            _drip(line)
+
+
+def test_the_door_outlives_a_process_without_a_free_file(door: Door) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            kept: list[int] = []
+            highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+            kept = _every_file_left()
+            line.connect(str(door.path))
+            time.sleep(0.3)  # the door cannot accept it
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in kept:
+                os.close(descriptor)
+    assert _asked_until_answered(door) == {"rows": 1}
+
+
+def test_a_group_that_may_ask_can_reach_the_socket(tmp_path: Path, log: Log) -> None:
+    made = Door(
+        tmp_path / "run" / "door", {}, roles=lambda: roles({}, {}), record=log.record, group=os.getgid()
+    )
+    folder, at = made.path.parent.stat(), made.path.stat()
+    made.close()
+    assert (stat.S_IMODE(folder.st_mode), stat.S_IMODE(at.st_mode)) == (0o710, 0o660)
+    assert folder.st_gid == at.st_gid == os.getgid()
+
+
+def _asked_until_answered(door: Door) -> Any:
+    for _ in range(100):
+        try:
+            return ask(door.path, "observations", rows=1).facts
+        except ClientError:
+            time.sleep(0.05)
+    return None
+
+
+def _drip(line: socket.socket) -> None:
+    for _ in range(300):
+        line.sendall(b" ")
+        time.sleep(0.02)
+
+
+def _every_file_left() -> list[int]:
+    found: list[int] = []
+    try:
+        while True:
+            found.append(os.dup(0))
+    except OSError:
+        return found
