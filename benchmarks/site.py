@@ -193,6 +193,8 @@ def _into_store(folder: Path, kind: str, path: Path, *, ward: bool) -> float:
         FeedPart(build(kind, {"name": "feed", "path": str(path)}), custodian).run(stop)
         if ward:
             room.alerts()  # once it has caught up
+            if room.counts()["patients"] != PATIENTS:
+                raise SystemExit("Expected every patient in the ward.")
         span_s = time.perf_counter() - begin
         stop.set()
         if ward:

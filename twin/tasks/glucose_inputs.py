@@ -94,15 +94,17 @@ def series(
     x = np.zeros((len(now_us_N), SLOTS, CHANNELS), np.float32)
     x[:, :, _GLUCOSE], x[:, :, _MASK], x[:, :, _AGE] = levels.value, levels.known, levels.age_min
     for name, channel in (("insulin_bolus", _BOLUS), ("carbohydrates", _CARBS), ("steps", _STEPS)):
-        x[:, :, channel] = sums_before(others[name], clock, patient_N, now_us_N, edges)[:, ::-1]
+        if len(others[name].key_R):
+            x[:, :, channel] = sums_before(others[name], clock, patient_N, now_us_N, edges)[:, ::-1]
     # A basal rate holds until the next one is set; a day without one means that it is not known.
     for name, channel, carry_min, holds in (
         ("insulin_basal", _BASAL, 1440.0, True),
         ("heart_rate", _HEART, CARRY_MIN, False),
     ):
-        x[:, :, channel] = levels_before(
-            others[name], clock, patient_N, now_us_N, lags, carry_min, holds=holds
-        ).value
+        if len(others[name].key_R):
+            x[:, :, channel] = levels_before(
+                others[name], clock, patient_N, now_us_N, lags, carry_min, holds=holds
+            ).value
     return x
 
 
