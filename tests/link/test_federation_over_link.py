@@ -38,11 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def locally(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return run_federation(settings(folder, rounds=ROUNDS), directory=tmp_path_factory.mktemp("local")).sha256
+    return run_federation(settings(folder, "engine=local", rounds=ROUNDS), directory=tmp_path_factory.mktemp("local")).sha256
 
 
 def _over_link(folder: Path, tmp_path: Path, *, cut_every: int = 0) -> str:
-    config = settings(folder, rounds=ROUNDS)
+    config = settings(folder, "engine=local", rounds=ROUNDS)
     flat = run_config(config, tmp_path / "run", Part())
     # One thread for all hospitals: a simulated site is open in one thread at a time.
     thread = ThreadPoolExecutor(1)
