@@ -38,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def locally(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return run_federation(settings(folder, "engine=local", rounds=ROUNDS), directory=tmp_path_factory.mktemp("local")).sha256
+    return run_federation(
+        settings(folder, "engine=local", rounds=ROUNDS), directory=tmp_path_factory.mktemp("local")
+    ).sha256
 
 
 def _over_link(folder: Path, tmp_path: Path, *, cut_every: int = 0) -> str:

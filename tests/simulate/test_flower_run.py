@@ -60,7 +60,7 @@ def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 def test_flwr_run_and_engine_local_give_the_same_model(superlink: dict[str, str], tmp_path: Path) -> None:
-    config = settings(write_folder(tmp_path / "data"), rounds=2)
+    config = settings(write_folder(tmp_path / "data"), "engine=local", rounds=2)
     local = run_federation(config, directory=tmp_path / "local")
     there = tmp_path / "flower"
     done = subprocess.run(
