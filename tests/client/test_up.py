@@ -52,8 +52,13 @@ def _in_plain_text(folder: Path, words: tuple[str, ...]) -> list[str]:
 
 
 def _read(home: SiteHome) -> bool:
-    """Whether the one feed has ended."""
-    return str(ask(home.door, "feeds").facts["feeds"][0]["state"]) == "ended"
+    """Whether the one feed has ended; a socket that a dead process left answers nothing."""
+    try:
+        return str(ask(home.door, "feeds").facts["feeds"][0]["state"]) == "ended"
+    except ClientError as error:
+        if error.code == "unavailable":
+            return False
+        raise
 
 
 def test_a_hospital_points_at_its_files_and_has_twins_alerts_and_quality(tmp_path: Path) -> None:
@@ -104,7 +109,7 @@ def test_a_process_that_is_killed_again_and_again_has_every_row_once(tmp_path: P
             before = commits.read_bytes()
             wait_until(lambda commits=commits, before=before: commits.read_bytes() != before, 60.0)
             if life == 2:
-                wait_until(lambda: home.door.exists() and _read(home), 60.0)
+                wait_until(lambda: _read(home), 60.0)
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(20.0) == 0
         finally:
