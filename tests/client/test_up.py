@@ -244,3 +244,14 @@ def test_a_key_that_is_another_or_gone_is_a_clear_error_and_shows_nothing(tmp_pa
     with pytest.raises(TrustError, match="does not open the vault") as refused:
         SiteProcess(home).run()
     assert secret not in str(refused.value) and _in_plain_text(home.directory, (secret,)) == []
+
+
+def test_patients_of_whom_no_fact_is_known_are_exported_too(tmp_path: Path) -> None:
+    _files(tmp_path / "ehr", rows=5)
+    home = site(tmp_path, feeds=feed(tmp_path / "ehr"))
+    with at_work(home):
+        wait_until(lambda: _read(home))
+        ask(home.door, "consent", patient=pseudonym(home, SECRETS[0]), research=True)
+        found = ask(home.door, "export", use="s1")
+        assert len(found.facts["patients"]) == 1 and found.table is not None and len(found.table) == 5
+        assert len(ask(home.door, "training").facts["patients"]) == 1
