@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.rule import Applied, Arrays, moved, norm, weighted_mean
+from strategies import adaptive
+from strategies.rule import Applied, Arrays, weighted_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +30,7 @@ class FedYogi:
     tau: float = 1e-3
 
     def init(self, model: Mapping[str, np.ndarray], trainable: Sequence[str]) -> Arrays:
-        first = {f"m.{name}": np.zeros(model[name].shape) for name in trainable}
-        second = {f"v.{name}": np.full(model[name].shape, self.tau**2) for name in trainable}
-        return first | second
+        return adaptive.start(model, trainable, self.tau)
 
     def apply(
         self,
@@ -40,12 +39,12 @@ class FedYogi:
         updates: Sequence[Mapping[str, np.ndarray]],
         weights: Sequence[float],
     ) -> Applied:
-        following: Arrays = {}
-        step: Arrays = {}
-        for name, delta in weighted_mean(updates, weights).items():
-            before, square = state[f"v.{name}"], np.square(delta)
-            m = self.beta1 * state[f"m.{name}"] + (1.0 - self.beta1) * delta
-            v = before - (1.0 - self.beta2) * square * np.sign(before - square)
-            following[f"m.{name}"], following[f"v.{name}"] = m, v
-            step[name] = self.server_learning_rate * m / (np.sqrt(v) + self.tau)
-        return Applied(following, moved(model, step), {"step_norm": norm(step)})
+        return adaptive.apply(
+            state,
+            model,
+            weighted_mean(updates, weights),
+            second=lambda before, square: before - (1.0 - self.beta2) * square * np.sign(before - square),
+            rate=self.server_learning_rate,
+            beta1=self.beta1,
+            tau=self.tau,
+        )
