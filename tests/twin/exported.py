@@ -180,3 +180,22 @@ TIDEPOOL = json.dumps(
         {"type": "pumpSettings", "time": "2024-02-01T06:00:00Z"},
     ]
 )
+
+FHIR_GLUCOSE = (
+    json.dumps(
+        {
+            "resourceType": "Observation",
+            "status": "final",
+            "code": {"coding": [{"system": "http://loinc.org", "code": "99504-3"}]},
+            "subject": {"reference": "Patient/p"},
+            "effectiveDateTime": "2024-01-01T00:00:00Z",
+            "valueQuantity": {"value": 99, "system": "http://unitsofmeasure.org", "code": "mg/dL"},
+        }
+    )
+    + "\n"
+)
+
+HL7_SPO2 = (
+    "MSH|^~\\&|A|B|C|D|20240101||ORU^R01|1|P|2.5\rPID|1||p^^^H^MR\rOBR|1|||1\r"
+    "OBX|1|NM|2708-6^o^LN||97|%|||||F|||20240101000000+0000\r"
+)

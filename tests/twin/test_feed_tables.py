@@ -291,3 +291,69 @@ def test_a_published_recording_comes_through_the_feed_as_through_the_folder(
     pd.testing.assert_frame_equal(
         fed[key].sort_values(key[:3], ignore_index=True), site.observations[key], check_dtype=False
     )
+
+
+@pytest.mark.parametrize("kind", ["folder", "clarity"])
+def test_a_line_that_was_read_half_written_is_read_whole_when_the_file_grew(
+    tmp_path: Path, kind: str
+) -> None:
+    name, text = (
+        ("observations.csv", HEADER + lines(0, 5)) if kind == "folder" else ("a.csv", exported.CLARITY)
+    )
+    folder = tmp_path / "p1"
+    folder.mkdir()
+    path, root = folder / name, folder if kind == "folder" else tmp_path
+    text = "\n".join(line for line in text.splitlines() if "broken" not in line) + "\n"
+    path.write_text(text[:-12], encoding="utf-8")
+    early = read(kind, root)
+    path.write_text(text, encoding="utf-8")
+    late = read(kind, root, early[-1].position)
+    whole = observed(read(kind, root))
+    both = observed([*early, *late])
+    assert len(late[-1].observations) == 1
+    assert both.iloc[-1].to_dict() == whole.iloc[-1].to_dict()
+
+
+def test_a_file_that_was_put_in_the_place_of_one_being_read_is_read_too(tmp_path: Path) -> None:
+    path, newer = tmp_path / "a.csv", tmp_path / "new.part"
+    path.write_text(HEADER + lines(0, 100_000), encoding="utf-8")
+    newer.write_text(HEADER + lines(100_000, 100_010), encoding="utf-8")
+    taken: list[Batch] = []
+    with closing(drop(tmp_path).batches("")) as batches:
+        for batch in batches:
+            if batch.is_empty and not path.exists():
+                break
+            taken.append(batch)
+            if newer.exists():
+                newer.replace(path)
+    assert len(observed(taken)) == 100_010
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text"),
+    [
+        ("folder", "observations.csv", HEADER + "p,2024-01-01T00:00:00Z,glucose,99,mg/dL\n"),
+        ("fhir_files", "a.ndjson", exported.FHIR_GLUCOSE),
+        ("hl7v2_files", "a.hl7", exported.HL7_SPO2),
+    ],
+    ids=["folder", "fhir_files", "hl7v2_files"],
+)
+def test_a_file_that_may_not_be_read_is_read_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    more = {"settle_s": 0.0} if kind == "folder" else {}
+
+    def start(position: str) -> list[Batch]:
+        return list(build(kind, {"name": "f", "path": str(tmp_path), **more}).batches(position))
+
+    def forbidden(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:  # root, as whom tests may run, may read every file
+        patched.setattr("twin.connectors.progress._opened", forbidden)
+        early = start("")
+    assert not len(observed(early)) and sum(early[-1].rejected.values()) == 1
+    late = start(early[-1].position)
+    assert len(observed(late)) == 1
+    assert not any(len(batch.observations) for batch in start(late[-1].position))

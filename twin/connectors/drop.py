@@ -127,6 +127,7 @@ class Drop:
         """Reads, commits (by being asked for more) and moves one file."""
         last: Batch | None = None
         try:
+            state = _state(path)
             mark = content_of(path)
             if mark in done.files:
                 self._move(path, TAKEN)
@@ -152,7 +153,8 @@ class Drop:
             return
         done.finish(mark)
         yield replace(last or Batch(), position=str(done))
-        self._move(path, TAKEN)
+        if _state(path) == state:  # else somebody has put another file in its place
+            self._move(path, TAKEN)
 
     def _reader(self, path: Path) -> Reader:
         """Raises Refused: nobody knows it."""
@@ -222,6 +224,14 @@ class _Done:
         self.current, self.rows = "", 0
         while len(self.files) > _MOST_DONE:
             del self.files[next(iter(self.files))]
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def content_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from twin.connectors.feed import Batch
-from twin.connectors.progress import blocks_of, files_below, lines_from
+from twin.connectors.progress import blocks_of, files_below, is_worth_another_try, lines_from
 from twin.connectors.rows import Rows
 from twin.errors import DataError
 
@@ -154,7 +154,8 @@ class Files:
                 kept.reached(place, number)
                 last = replace(batch, position=str(kept))
         except (Refused, OSError) as fault:
-            kept.finish(place)
+            if not is_worth_another_try(fault):
+                kept.finish(place)
             if last is not None:
                 yield last
             yield refused(fault, str(kept))
@@ -253,6 +254,8 @@ class Kept:
             if known[0] == size and known[3]:
                 return None
             start = known[2] if grows or known[0] == size else 0
+            if known[0] < size and start and not _ends_a_line(path, known[0]):
+                start -= 1  # the last line was still being written
         elif known is not None:
             log.warning("a file that was read before has changed; it is read anew")
         self.files[place] = [size, digest_of(path, size), start, False]
@@ -281,6 +284,13 @@ def digest_of(path: Path, size: int) -> str:
             digest.update(block)
             size -= len(block)
     return digest.hexdigest()[:32]
+
+
+def _ends_a_line(path: Path, size: int) -> bool:
+    """Whether the first `size` bytes of a file end where a line does."""
+    with path.open("rb") as handle:
+        handle.seek(max(0, size - 1))
+        return handle.read(1) == b"\n"
 
 
 def whose(path: Path, root: Path, rule: str) -> str:

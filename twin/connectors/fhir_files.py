@@ -11,7 +11,7 @@ from typing import Final
 from twin.connectors.feed import Batch
 from twin.connectors.fhir_models import Refused, read_bundle, read_head, read_xml
 from twin.connectors.fhir_rows import Reader
-from twin.connectors.progress import Progress, files_below, lines_from, mark_of, whole
+from twin.connectors.progress import Progress, files_below, is_worth_another_try, lines_from, mark_of, whole
 from twin.connectors.rows import Rows
 
 ENDINGS: Final = (".json", ".ndjson", ".xml", ".json.gz", ".ndjson.gz", ".xml.gz")
@@ -51,10 +51,15 @@ class FhirFiles:
                 _remember(path, reader)
                 continue
             changed = True
-            for offset in self._read(path, progress.start_of(mark), reader, rows):
-                progress.reached(mark, offset)
-                yield rows.batch(str(progress))
-                rows.clear()
+            try:
+                for offset in self._read(path, progress.start_of(mark), reader, rows):
+                    progress.reached(mark, offset)
+                    yield rows.batch(str(progress))
+                    rows.clear()
+            except OSError as fault:
+                rows.rejected["file cannot be read"] += 1
+                if is_worth_another_try(fault):
+                    continue
             progress.finish(mark)
             if len(rows) >= self.rows_per_batch:
                 yield rows.batch(str(progress))
@@ -65,13 +70,10 @@ class FhirFiles:
 
     def _read(self, path: Path, start: int, reader: Reader, rows: Rows) -> Iterator[int]:
         """Adds a file's rows; yields where it stands whenever they are enough for a batch."""
-        try:
-            if ".ndjson" in path.name.lower():
-                yield from self._read_lines(path, start, reader, rows)
-            else:
-                _read_whole(path, reader, rows)
-        except OSError:
-            rows.rejected["file cannot be read"] += 1
+        if ".ndjson" in path.name.lower():
+            yield from self._read_lines(path, start, reader, rows)
+        else:
+            _read_whole(path, reader, rows)
 
     def _read_lines(self, path: Path, start: int, reader: Reader, rows: Rows) -> Iterator[int]:
         for number, (offset, line) in enumerate(lines_from(path, start), start=1):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twin.connectors.feed import Batch
 from twin.connectors.hl7v2 import OWN, Reading, messages_in
-from twin.connectors.progress import Progress, files_below, mark_of, whole
+from twin.connectors.progress import Progress, files_below, is_worth_another_try, mark_of, whole
 from twin.connectors.rows import Rows
 
 
@@ -40,10 +40,15 @@ class Hl7v2Files:
             if mark in progress.done:
                 continue
             changed = True
-            for number in self._read(path, progress.start_of(mark), rows):
-                progress.reached(mark, number)
-                yield rows.batch(str(progress))
-                rows.clear()
+            try:
+                for number in self._read(path, progress.start_of(mark), rows):
+                    progress.reached(mark, number)
+                    yield rows.batch(str(progress))
+                    rows.clear()
+            except OSError as fault:
+                rows.rejected["file cannot be read"] += 1
+                if is_worth_another_try(fault):
+                    continue
             progress.finish(mark)
         if changed:
             yield rows.batch(str(progress))
@@ -51,11 +56,7 @@ class Hl7v2Files:
     def _read(self, path: Path, start: int, rows: Rows) -> Iterator[int]:
         """Adds a file's rows; yields the number of its messages whenever they are enough for a batch."""
         reading = Reading(authority=self.authority, default_system=self.default_system)
-        try:
-            text = whole(path)
-        except OSError:
-            rows.rejected["file cannot be read"] += 1
-            return
+        text = whole(path)
         if text is None:
             rows.rejected["file too large"] += 1
             return

@@ -98,6 +98,15 @@ def mark_of(path: Path, root: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def is_worth_another_try(fault: Exception) -> bool:
+    """Whether the machine would not give a file, which may change; a damaged archive stays damaged.
+
+    >>> is_worth_another_try(PermissionError(13, "Permission denied"))
+    True
+    """
+    return isinstance(fault, OSError) and fault.errno is not None
+
+
 def lines_from(path: Path, offset: int) -> Iterator[tuple[int, bytes | None]]:
     """(where it ends, line) of every line from a byte on; None for one that is too long to be read.
 
