@@ -9,13 +9,13 @@ answered stands: it is not asked again, and a coordinator that was killed goes o
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from server.changes import Changes
 from server.durable import Durable
 from server.errors import ServerError
 from trust.question import Question, from_json
@@ -70,8 +70,8 @@ class Asked:
         return {site: said.counts for site, said in self.said.items() if not said.code}
 
 
-class Questions:
-    """The file of questions; threads share it."""
+class Questions(Changes):
+    """The file of questions; threads share it, and may wait for its changes."""
 
     def __init__(
         self,
@@ -84,11 +84,9 @@ class Questions:
         clock: gives the time that is noted, from which the deadline counts.
         on_change: called after each change, outside the transaction.
         """
-        self._on_change = on_change
+        super().__init__(on_change)
         self._db = Durable(path, _SCHEMA)
         self._clock = clock
-        self._changed = threading.Condition()
-        self._changes = 0
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -170,23 +168,6 @@ class Questions:
             raise ServerError(f"Question {id_} is {found.state}; nobody is asked any more.")
         self.touch()
         return found
-
-    def changes(self) -> int:
-        """Counts up with each change that this process makes."""
-        return self._changes
-
-    def touch(self) -> None:
-        """Wakes whoever waits for a change."""
-        with self._changed:
-            self._changes += 1
-            self._changed.notify_all()
-        self._on_change()
-
-    def wait(self, seen: int, timeout_s: float) -> int:
-        """Waits until `changes` is no longer `seen`, or the time is over; gives it as it is then."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._changes != seen, timeout_s)
-            return self._changes
 
     def _read(self, row: tuple[Any, ...]) -> Asked:
         number, text, sites, approval_s, state, who, asked_s, changed_s = row

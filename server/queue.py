@@ -14,13 +14,13 @@ and stops when the run is no longer theirs.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from server.changes import Changes
 from server.durable import Durable
 from server.errors import ServerError
 
@@ -97,17 +97,16 @@ class Run:
     begin: bool
 
 
-class Queue:
-    """The file of runs. `on_change` callbacks are called after each change, outside the transaction."""
+class Queue(Changes):
+    """The file of runs; threads share it, and may wait for its changes."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         """Args:
         clock: gives the time that is noted beside changes; nothing is decided by it.
         """
+        super().__init__()
         self._db = Durable(path, _SCHEMA)
         self._clock = clock
-        self._changed = threading.Condition()
-        self._changes = 0
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -204,22 +203,6 @@ class Queue:
             raise ServerError(f"Run {run} is {found.state}; only one that is asking can be begun early.")
         self.touch()
         return found
-
-    def changes(self) -> int:
-        """Counts up with each change that this process makes."""
-        return self._changes
-
-    def touch(self) -> None:
-        """Wakes whoever waits for a change: something about a run is new."""
-        with self._changed:
-            self._changes += 1
-            self._changed.notify_all()
-
-    def wait(self, seen: int, timeout_s: float) -> int:
-        """Waits until `changes` is no longer `seen`, or the time is over; gives it as it is then."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._changes != seen, timeout_s)
-            return self._changes
 
 
 def _number(run: str) -> int:
