@@ -25,6 +25,7 @@ from link import tls  # first: see link/__init__.py
 import grpc  # isort: skip
 from flwr.app import Message
 
+from link.dialled import ClientStream, code_of_error, reason
 from link.errors import CallRefused, LinkError, code_of
 from link.frames import CALL_ROOM, Limits, Manifest, Packer, Parcel, open_payload, open_request
 from link.generated import link_pb2 as pb
@@ -32,7 +33,7 @@ from link.greeting import PROTOCOL, SessionEnded, Stream, read_hello
 from link.listener import METHOD, NOT_ADMITTED, SERVICE, channel_options
 from link.loop import event_loop, submit
 from link.mailbox import Mailbox
-from link.member import REPLACED, REVOKED, SOFTWARE, lost_is_the_end
+from link.member import REPLACED, REVOKED, SOFTWARE
 from link.session import Pace, Session
 from link.tls import Credentials
 from link.transfers import Body, Shelf
@@ -237,18 +238,18 @@ class HospitalLink:
         try:
             channel = self._channel()
             call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(wait_for_ready=False)
-            stream = _ClientStream(call)
+            stream = ClientStream(call)
             try:
                 hello = await self._greet(stream)
                 greeted = True
                 await self._serve(stream, hello)
                 code = "closed"
             except SessionEnded as ended:
-                code = await _reason(call, ended.code)
+                code = await reason(call, ended.code)
             finally:
                 call.cancel()
         except grpc.RpcError as error:
-            code = _code_of(error)
+            code = code_of_error(error)
         except LinkError as error:
             logger.warning("%s", error)
             code = "credentials"
@@ -368,44 +369,3 @@ class HospitalLink:
         future = self._calls.get(id_)
         if future is not None and not future.done():
             future.set_exception(CallRefused(code))
-
-
-class _ClientStream(Stream):
-    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
-        self._call = call
-
-    async def read(self) -> bytes | None:
-        with lost_is_the_end():
-            data = await self._call.read()
-            return None if data is grpc.aio.EOF else bytes(data)
-
-    async def write(self, frame: bytes) -> None:
-        with lost_is_the_end():
-            await self._call.write(frame)
-
-
-async def _reason(call: grpc.aio.StreamStreamCall[bytes, bytes], ended: str) -> str:
-    """Why the coordinator closed, if it was the coordinator; else why this side did."""
-    if ended != "closed":
-        return ended
-    try:
-        status = await asyncio.wait_for(call.code(), 1.0)
-        return ended if status == grpc.StatusCode.OK else _known(str(await call.details()))
-    except TimeoutError:
-        return ended
-
-
-def _code_of(error: grpc.RpcError) -> str:
-    details = error.details() if isinstance(error, grpc.aio.AioRpcError) else ""
-    if isinstance(error, grpc.aio.AioRpcError) and error.code() == grpc.StatusCode.UNAVAILABLE:
-        logger.info("the coordinator cannot be reached: %r", str(details)[:500])
-        return "unreachable"
-    return _known(str(details))
-
-
-def _known(details: str) -> str:
-    """The coordinator's code; any other text of gRPC goes to the log alone."""
-    code = code_of(details, "")
-    if not code:
-        logger.info("the connection ended: %r", details[:500])
-    return code or "lost"
