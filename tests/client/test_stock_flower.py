@@ -123,7 +123,9 @@ def test_hospitals_on_stock_nodes_answer_as_they_do_on_ours(stock: Stock) -> Non
         assert [(entry.plan_hash, entry.rounds_complete) for entry in ledger.plans()] == [(plan.hash, 1)]
     with AuditLog(stock.automatic.home.audit) as log:
         kinds = [record.kind for record in log.records()]
-    assert kinds == ["refused", "offered", "approved", "declared", "accepted", "released"]
+    assert kinds == [
+        *("policy_changed", "refused", "offered", "approved", "declared", "accepted", "released"),
+    ]
     with Inbox(stock.waiting.home.inbox) as inbox:
         assert [offer.state for offer in inbox.all()] == ["waiting"]
     with Ledger(stock.waiting.home.ledger, ceiling_epsilon=None, delta=1e-4) as ledger:
