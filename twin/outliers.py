@@ -240,7 +240,8 @@ def _return(rows: Streams, table: _Table, at_C: np.ndarray) -> tuple[np.ndarray,
         back_C[part] = np.where(home_CA.any(axis=1), home_CA.argmax(axis=1) + 1, 0)
         known_C[part] = there_CA.sum(axis=1)
         first = away_CA[np.arange(len(at)), np.maximum(back_C[part] - 1, 0)]
-        back_C[part][first < -0.5] = -1  # it went past where it came from: no return
+        # It went past where it came from: no return. Without a return the row ahead may be another stream's.
+        back_C[part][home_CA.any(axis=1) & (first < -0.5)] = -1
     return back_C, known_C
 
 

@@ -60,6 +60,23 @@ def test_a_leap_is_suspect_until_it_has_stayed() -> None:
     assert set(_marks(stayed)) == {""}
 
 
+@pytest.mark.parametrize("following", [40.0, 130.0, 400.0])
+def test_a_verdict_does_not_hang_on_another_patients_stream_behind_it(following: float) -> None:
+    leap, other = np.append(_day()[:100], [250.0]), np.full(30, following)
+    values = np.concatenate([leap, other])
+    rows = Streams(
+        stream_N=np.repeat([0, 1], [len(leap), len(other)]),
+        signal_N=np.zeros(len(values), dtype=np.int64),
+        time_us_N=np.concatenate([np.arange(len(leap)), np.arange(len(other))]) * 5 * MINUTE,
+        value_N=values,
+        since_us_N=np.full(len(values), np.iinfo(np.int64).max),
+        mark_N=np.zeros(len(values), dtype=np.int8),
+    )
+    together = [MARKS[number] for number in judge(rows, ["glucose"]).mark_N]
+    assert together == _marks(leap) + _marks(other)
+    assert _marks(leap)[-1] == "jump"
+
+
 def test_a_stuck_sensor_is_marked_from_its_first_repeated_value_on() -> None:
     values = _day()
     values[100:160] = values[100]
