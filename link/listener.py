@@ -77,7 +77,7 @@ class ServerSettings:
     credentials: Callable[[], Credentials]
     transfers: Path
     limits: Limits = Limits()  # noqa: RUF009  frozen, so that one default serves all
-    pace: Pace = Pace()  # noqa: RUF009
+    pace: Pace = Pace()  # noqa: RUF009  as limits
     greet_s: float = 20.0
 
 

@@ -123,7 +123,7 @@ def _runs(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001  one s
     return {"runs": [_run(run) | {"progress": _progress(at, run)} for run in at.queue.runs()]}
 
 
-def _status(at: Commands, operator: str, *, run: str) -> dict[str, Any]:  # noqa: ARG001
+def _status(at: Commands, operator: str, *, run: str) -> dict[str, Any]:  # noqa: ARG001  as _runs
     found = at.queue.run(run)
     return {
         "run": _run(found),
@@ -133,7 +133,7 @@ def _status(at: Commands, operator: str, *, run: str) -> dict[str, Any]:  # noqa
     }
 
 
-def _wait(at: Commands, operator: str, *, seen: int, timeout_s: float) -> dict[str, Any]:  # noqa: ARG001
+def _wait(at: Commands, operator: str, *, seen: int, timeout_s: float) -> dict[str, Any]:  # noqa: ARG001  _runs
     return {"changes": at.queue.wait(seen, min(max(timeout_s, 0.0), LONGEST_WAIT_S))}
 
 
@@ -150,7 +150,7 @@ def _mover(kind: str, state: str) -> Callable[..., dict[str, Any]]:
     return move
 
 
-def _models(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001
+def _models(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001  as _runs
     return {"models": [_model(model) for model in at.registry.models()]}
 
 
@@ -161,7 +161,7 @@ def _promote(at: Commands, operator: str, *, number: int, why: str) -> dict[str,
     return {"card": asdict(card)}
 
 
-def _connected(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001
+def _connected(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001  as _runs
     return {"connected": sorted(at.connected())}
 
 
@@ -172,11 +172,11 @@ def _ask(
     return {"question": answered(asked)}
 
 
-def _questions(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001
+def _questions(at: Commands, operator: str) -> dict[str, Any]:  # noqa: ARG001  as _runs
     return {"questions": [answered(asked) for asked in at.inquiries.questions.all()]}
 
 
-def _question(at: Commands, operator: str, *, question: str) -> dict[str, Any]:  # noqa: ARG001
+def _question(at: Commands, operator: str, *, question: str) -> dict[str, Any]:  # noqa: ARG001  as _runs
     changes = at.queue.changes()
     return {"question": answered(at.inquiries.questions.get(question)), "changes": changes}
 
