@@ -47,9 +47,15 @@ from twin.alerts.rules import Rule
 from twin.alerts.sinks import Sink
 from twin.codes import Codes
 from twin.connectors.feed import Connector
-from twin.store import Store
+from twin.store import Store, StoreError
 
 STOP_S: Final = 8.0
+WATCH_S: Final = 2.0
+MOST_SILENT: Final = 3
+LOST: Final = (
+    "The store does not answer any more: is the disk full? What was committed is safe. Make room, and start"
+    " the site again, if nothing does that by itself."
+)
 LIVE: Final = ("twin.connectors.mqtt", "twin.connectors.hl7v2_mllp")
 """Connectors whose rows come as they are made, so that their arrival tells of a device's clock."""
 
@@ -112,7 +118,7 @@ class SiteProcess:
         Raises:
             ClientError: another process runs this site, or the socket cannot be made.
             LinkError: the port of health is taken.
-            StoreError, TrustError: the store or the audit log cannot be used.
+            StoreError, TrustError: the store or the audit log cannot be used, or not any more.
         """
         home, site = self.home, self.home.settings().site
         with ExitStack() as stack:
@@ -124,8 +130,17 @@ class SiteProcess:
             store.presume_consent(self.ready.settings.presume_consent)
             self._work(stack, store, log)
             on_ready()
-            self._stop.wait()
+            self._watch(store)
             logger.info("stopping")
+
+    def _watch(self, store: Store) -> None:
+        """Returns at `stop`; a process whose store is lost ends, so that its keeper starts a new one."""
+        silent = 0
+        while not self._stop.wait(WATCH_S):
+            silent = 0 if store.works else silent + 1
+            if silent >= MOST_SILENT:
+                logger.error(LOST)  # closing what is left of it may fail too, with a text of its own
+                raise StoreError(LOST)
 
     def _work(self, stack: ExitStack, store: Store, log: AuditLog) -> None:
         """Starts everything; `stack` ends it, the last first."""

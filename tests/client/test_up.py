@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -52,8 +53,9 @@ def _in_plain_text(folder: Path, words: tuple[str, ...]) -> list[str]:
 
 
 def _read(home: SiteHome) -> bool:
-    """Whether the one feed has ended; a socket that a dead process left answers nothing."""
+    """Whether the one feed has ended and the ward is made; a dead process's socket answers nothing."""
     try:
+        ask(home.door, "alerts")
         return str(ask(home.door, "feeds").facts["feeds"][0]["state"]) == "ended"
     except ClientError as error:
         if error.code == "unavailable":
@@ -124,6 +126,25 @@ def test_a_process_that_is_killed_again_and_again_has_every_row_once(tmp_path: P
     assert _in_plain_text(home.directory, (*SECRETS, *names)) == []
     logs = "".join((tmp_path / f"log-{life}").read_text() for life in range(3))
     assert not any(word in logs for word in (*SECRETS, *names))
+
+
+def test_a_full_disk_ends_the_process_and_with_room_again_nothing_is_missing(tmp_path: Path) -> None:
+    _files(tmp_path / "ehr", rows=12_000)
+    home = site(tmp_path, feeds=feed(tmp_path / "ehr", rows_per_batch=2_000))
+    most = 300 << 10  # bytes that a file may get: of the log of commits, soon
+    ended = subprocess.run(
+        [sys.executable, "-m", "cli.main", "site", "up", "--home", str(home.directory)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+        check=False,
+    )
+    assert ended.returncode != 0 and "is the disk full" in ended.stderr
+    with at_work(home):
+        wait_until(lambda: _read(home), 60.0)
+        counts = ask(home.door, "quality").table
+        assert counts is not None and int(counts.loc[counts["fate"].eq("kept"), "rows"].sum()) == 24_000
 
 
 def test_a_withdrawal_holds_for_the_very_next_round_and_the_noise_stays(tmp_path: Path) -> None:

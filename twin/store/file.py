@@ -96,6 +96,16 @@ class StoreFile:
                 self._connection.close()  # whether it was committed is known once it is opened again
                 raise
 
+    @property
+    def works(self) -> bool:
+        """Whether the database still answers; after a commit that failed it does not until it is reopened."""
+        try:
+            with self.snapshot("asking whether it answers") as connection:
+                connection.execute("SELECT count(*) FROM store.settings").fetchone()
+        except StoreError:
+            return False
+        return True
+
     def rewrite(self, key: bytes | None = None) -> None:
         """Writes the file anew, under `key` if one is given, and puts it in the old one's place."""
         fresh = beside(self._path, "new")

@@ -98,6 +98,11 @@ class Store:
     ) -> None:
         self.close()
 
+    @property
+    def works(self) -> bool:
+        """Whether it can be used; not after a full disk broke a commit, until it is opened again."""
+        return self._file.works
+
     def close(self) -> None:
         """Gives the file up, whole; again is fine."""
         self._file.close()
