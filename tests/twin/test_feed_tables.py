@@ -329,6 +329,15 @@ def test_a_file_that_was_put_in_the_place_of_one_being_read_is_read_too(tmp_path
     assert len(observed(taken)) == 100_010
 
 
+def test_a_file_whose_name_is_as_long_as_names_can_be_stops_no_other(tmp_path: Path) -> None:
+    name = f"{'ä' * 125}.csv"
+    for _ in range(2):
+        (tmp_path / name).write_text("a poem\n", encoding="utf-8")
+        (tmp_path / "ö.csv").write_text(HEADER + lines(0, 3), encoding="utf-8")
+        assert len(until_idle(drop(tmp_path))) == 2
+    assert len(list((tmp_path / "refused").iterdir())) == 4
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "text"),
     [

@@ -177,11 +177,15 @@ class Drop:
             for number in range(1, 10_000):
                 if not target.exists():
                     break
-                target = self.folder / where / place.with_name(f"{place.stem}-{number}{place.suffix}")
+                target = (
+                    self.folder
+                    / where
+                    / place.with_name(f"{_short(place.stem)}-{number}{_short(place.suffix)}")
+                )
             path.rename(target)
             if reason:
                 text = f"This file was refused: {reason}.\nMend it and put it into the folder again.\n"
-                target.with_name(f"{target.name}.reason.txt").write_text(text, encoding="utf-8")
+                target.with_name(f"{_short(target.name, 240)}.reason.txt").write_text(text, encoding="utf-8")
         except OSError as fault:
             raise DataError(
                 f"feed {self.name!r}: a file cannot be moved to {where}/ ({fault.strerror}). "
@@ -232,6 +236,11 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _short(name: str, most_bytes: int = 120) -> str:
+    """A file system takes 255 bytes."""
+    return name.encode(errors="surrogateescape")[:most_bytes].decode(errors="ignore")
 
 
 def content_of(path: Path) -> str:
