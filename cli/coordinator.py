@@ -252,6 +252,7 @@ def _operator(folder: Path) -> tuple[str, Any]:
 
 
 def seconds(text: str) -> float:
+    """Seconds that a text such as 90s, 30m, 2h or 7d means; a bare number is in seconds."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a time such as 90s, 30m, 2h or 7d; {text!r} came")
@@ -259,6 +260,7 @@ def seconds(text: str) -> float:
 
 
 def operator_parser(name: str, doc: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser with the words that say which operator asks which coordinator."""
     args = parser(name, doc, epilog=epilog)
     args.add_argument(
         "--operator", type=Path, default=OPERATOR, help=f"folder with your key; default {OPERATOR}"

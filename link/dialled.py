@@ -44,6 +44,7 @@ async def reason(call: grpc.aio.StreamStreamCall[bytes, bytes], ended: str) -> s
 
 
 def code_of_error(error: grpc.RpcError) -> str:
+    """The code of what gRPC raised: `unreachable`, one of the coordinator's, or `lost`."""
     details = error.details() if isinstance(error, grpc.aio.AioRpcError) else ""
     if isinstance(error, grpc.aio.AioRpcError) and error.code() == grpc.StatusCode.UNAVAILABLE:
         logger.info("the coordinator cannot be reached: %r", str(details)[:500])
