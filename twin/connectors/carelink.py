@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from twin.connectors.dates import order_of
 from twin.connectors.exports import (
     ExportFiles,
     Reader,
@@ -231,19 +232,12 @@ def _order_of(path: Path, separator: str) -> str:
     Raises:
         Refused: it says neither, or both.
     """
-    seen: set[str] = set()
-    short = False
-    for _, line in lines_from(path, 0):
+
+    def date_of(line: bytes | None) -> re.Match[str] | None:
         cells = (line or b"").decode("utf-8", errors="replace").split(separator, 2)
-        match = _DATE.fullmatch(cells[1].strip().strip('"')) if len(cells) > 2 else None
-        if match and len(match[1]) < 4:
-            short = True
-            seen |= {"dmy"} if int(match[1]) > 12 else set()
-            seen |= {"mdy"} if int(match[2]) > 12 else set()
-    if len(seen) == 1 or not short:
-        return seen.pop() if seen else "dmy"
-    which = "some of its dates begin with the day, others with the month" if seen else "its dates fit both"
-    raise Refused(f'{which}: set the option date_order of the feed to "dmy" or "mdy"')
+        return _DATE.fullmatch(cells[1].strip().strip('"')) if len(cells) > 2 else None
+
+    return order_of(date_of(line) for _, line in lines_from(path, 0))
 
 
 def _time(date: str, clock: str, order: str) -> datetime | None:

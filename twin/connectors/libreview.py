@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from twin.connectors.dates import order_of
 from twin.connectors.exports import (
     ExportFiles,
     Reader,
@@ -169,18 +170,7 @@ def _order_of(path: Path, first: int, separator: str) -> str:
         else:
             cells = (line or b"").split(separator.encode(), 3)
             dates.add(cells[2].strip(b' "')[:10] if len(cells) == 4 else b"")
-    seen: set[str] = set()
-    short = False
-    for date in dates:
-        match = _DATE.match(date.decode("utf-8", errors="replace"))
-        if match and len(match[1]) < 4:
-            short = True
-            seen |= {"dmy"} if int(match[1]) > 12 else set()
-            seen |= {"mdy"} if int(match[2]) > 12 else set()
-    if len(seen) == 1 or not short:
-        return seen.pop() if seen else "dmy"
-    which = "some of its dates begin with the day, others with the month" if seen else "its dates fit both"
-    raise Refused(f'{which}: set the option date_order of the feed to "dmy" or "mdy"')
+    return order_of(_DATE.match(date.decode("utf-8", errors="replace")) for date in dates)
 
 
 def _iso(text: str, order: str) -> str | None:
