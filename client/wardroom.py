@@ -41,6 +41,9 @@ _RECORD_S: Final = 5.0
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
+AHEAD: Final = pd.Timedelta(minutes=2)
+"""A row that is dated further ahead waits until then: it would hide what is measured meanwhile."""
+
 Models = Callable[[], Iterable[Forecaster]]
 """Gives the forecasters that are new since it was called last."""
 
@@ -70,6 +73,7 @@ class WardRoom:
         self._rules, self._models, self._every_s = rules, models, every_s
         self._waiting: deque[pd.DataFrame | _Erased] = deque()
         self._waiting_rows, self._behind = 0, False
+        self._early: list[pd.DataFrame] = []
         self._since_s = 0.0
         self._wake = threading.Event()
         self._lock = threading.RLock()
@@ -88,7 +92,7 @@ class WardRoom:
         """
         with self._lock:
             self._waiting.clear()
-            self._waiting_rows, self._behind = 0, False
+            self._waiting_rows, self._behind, self._early = 0, False, []
         self._custodian.listen(self)
         try:
             self._begin()
@@ -172,7 +176,7 @@ class WardRoom:
     def _begin(self) -> None:
         ward = Ward(rules=self._rules)
         for rows in self._custodian.recent(REMEMBERED):
-            ward.update(rows)
+            ward.update(self._come(rows))
         kept = self._custodian.store.model("", SNAPSHOT)
         self._new_models = self._models()
         self._use_new_models(ward)
@@ -186,6 +190,7 @@ class WardRoom:
         with self._lock:
             ward = self._ready()
             self._use_new_models(ward)
+            self._take_early(ward)
             now = self._custodian.clock()
             ward.forecasts(now)
             self._offer(ward.check(now))
@@ -210,7 +215,9 @@ class WardRoom:
                 with suppress(DataError):  # it never heard of the patient
                     ward.forget(item.patient_id)
                 touched.discard(item.patient_id)
+                self._early = [rows[rows["patient_id"] != item.patient_id] for rows in self._early]
                 continue
+            item = self._come(item)
             ward.update(item)
             if len(touched) <= _CHECKED_AT_ONCE:
                 touched.update(item["patient_id"].unique().tolist())
@@ -235,6 +242,23 @@ class WardRoom:
         while self._waiting and not isinstance(self._waiting[0], _Erased):
             frames.append(cast("pd.DataFrame", self._waiting.popleft()))
         return item if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+
+    def _come(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows whose time has come; the others wait for it."""
+        early_N = rows["time"] > self._custodian.clock() + AHEAD
+        if not early_N.any():
+            return rows
+        self._early.append(rows[early_N])
+        return rows[~early_N]
+
+    def _take_early(self, ward: Ward) -> None:
+        """Gives the ward the rows whose time has come since."""
+        waited = [rows for rows in self._early if len(rows)]
+        self._early = []
+        if waited:
+            ward.update(self._come(pd.concat(waited, ignore_index=True)))
+        if left := sum(map(len, self._early)):
+            logger.warning("%d rows are dated ahead of this machine's clock; the ward takes them then", left)
 
     def _may_wait(self) -> bool:
         """Whether what waits is a record of the past that is still being read."""
