@@ -21,6 +21,8 @@ from twin.errors import DataError
 _log = logging.getLogger(f"twinward.{__name__}")
 AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 LONGEST_WAIT_S: Final = 600.0
+PATIENCE: Final = 10.0
+"""So many times the timeout of one wait may a whole answer take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +174,11 @@ class Server:
         if self._http is None:
             raise DataError("The FHIR server is not open.")
         with self._http.stream(method, url, **more) as response:
-            body = bytearray()
+            body, until_s = bytearray(), time.monotonic() + PATIENCE * self.timeout_s
             for part in response.iter_bytes():
                 body += part
+                if time.monotonic() > until_s or self.closing.is_set():  # a byte now and then is no answer
+                    raise httpx.ReadTimeout("the answer takes too long")
                 if len(body) > self.most_bytes:
                     raise DataError(
                         f"The FHIR server's answer is beyond {self.most_bytes} bytes; set count lower."

@@ -3,6 +3,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from tests.twin.connectors.fhir_server import FhirServer
 from tests.twin.connectors.local_tls import authority_with, private_pem
 from twin.connectors.feed import Batch
 from twin.connectors.fhir_auth import Client
+from twin.connectors.fhir_http import Server
 from twin.connectors.fhir_rest import FhirRest
 from twin.errors import DataError
 
@@ -189,6 +193,7 @@ def test_nothing_of_a_patient_or_a_search_is_logged(
     server: FhirServer, certificates: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="twinward")
     server.faults = dict.fromkeys(range(10), 500)
     feed = feed_of(server, certificates, attempts=2, search={"Observation": "patient=MILLER"})
     with pytest.raises(DataError) as error:
@@ -255,3 +260,27 @@ def test_options_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=text):
         next(feed_of(FhirServer(port=1), certificates, **options).batches(""))
+
+
+def test_a_server_that_answers_a_byte_at_a_time_is_given_up() -> None:
+    def drip(listener: socket.socket) -> None:
+        while True:
+            try:
+                line, _ = listener.accept()
+                line.recv(10_000)
+                line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 150\r\n\r\n")
+                for _ in range(150):
+                    line.sendall(b" ")
+                    time.sleep(0.02)
+            except OSError:
+                if listener.fileno() < 0:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}/fhir"
+        server = Server(base=base, timeout_s=0.1, attempts=1)
+        server.open()
+        with pytest.raises(DataError, match="cannot be reached"):
+            server.get(f"{base}/Observation")
+        server.close()
