@@ -179,7 +179,7 @@ def _print_plans(facts: list[dict[str, Any]]) -> None:
     table = Table(
         Column("plan", no_wrap=True, min_width=12),
         "state",
-        "asks for",
+        Column("asks for", min_width=10),
         "rounds",
         "epsilon",
         "over life",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,15 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_at_the_start() -> None:
+    """No test finds loggers as another left them: a command sets levels, a library's set-up silences all."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "twinward" and isinstance(logger, logging.Logger):
+            logger.disabled = False
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

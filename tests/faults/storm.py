@@ -96,6 +96,7 @@ class Storm:
     directory: Path
     zygote: Zygote
     processes: dict[str, int] = field(default_factory=dict)
+    _logged: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def on(cls, prepared: Path, directory: Path, zygote: Zygote) -> Self:
@@ -195,7 +196,9 @@ class Storm:
         found = self.status()
         assert found["run"]["state"] == "done", found["run"]["reason"]
         for name in sorted(self.processes, reverse=True):
-            assert self.kill(name, signal.SIGTERM) == 0, self.log(name)
+            self.wait_for(lambda name=name: self._has_begun(name))  # type: ignore[misc]  # bound now
+            code = self.kill(name, signal.SIGTERM)
+            assert code == 0, f"{name} ended with {code}: {self.log(name)}"
         return str(found["progress"]["model"])
 
     def resume_if_failed(self) -> None:
@@ -267,7 +270,13 @@ class Storm:
                 theirs = [signed for whose, _, signed in log.all_held() if whose == "peer"]
             assert verify(self.home.audit, heads=theirs) == []
 
+    def _has_begun(self, name: str) -> bool:
+        """Whether a process knows what a signal to end means: a run may be over before a site is up again."""
+        return len(self.log(name)) > self._logged[name]
+
     def _run(self, name: str, words: list[str], fault: Mapping[str, Any]) -> None:
+        path = self.directory / f"{name}.log"
+        self._logged[name] = len(self.log(name)) if path.exists() else 0
         self.processes[name] = self.zygote.start(words, self.directory / f"{name}.log", fault)
 
     def _answers(self) -> bool:

@@ -169,7 +169,7 @@ def test_a_round_without_privacy_is_plain_gradient_descent(
 
 
 def test_flowers_own_loop_over_the_same_apps_gives_the_same_model(folder: Path, tmp_path: Path) -> None:
-    config = settings(folder, "strategy.average_last=0", "privacy.sampling_rate=0.5")
+    config = settings(folder, "strategy.average_last=0", "privacy.sampling_rate=0.5", "engine=local")
     ours = run_federation(config, directory=tmp_path / "ours")
     with Store(store_path(tmp_path / "ours")) as store:
         plan = store.plan()
