@@ -152,7 +152,10 @@ def _dispatch(words: list[str]) -> int:
 def _unknown(words: list[str]) -> int:
     family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if family and words[1:2] in (["-h"], ["--help"], []):
-        print("\n".join(["commands:", *(f"  twinward {name}  {COMMANDS[name][1]}" for name in family)]))
+        width = max(map(len, family))
+        print(
+            "\n".join(["commands:", *(f"  twinward {name:<{width}}  {COMMANDS[name][1]}" for name in family)])
+        )
         return 0 if len(words) > 1 else 2
     name = " ".join(words[: 2 if family else 1])
     raise ConfigError(

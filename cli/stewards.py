@@ -6,6 +6,7 @@ import argparse
 import csv
 import getpass
 import json
+import pwd
 import sys
 from pathlib import Path
 from typing import Any
@@ -244,10 +245,21 @@ def _access(name: str, words: list[str]) -> int:
         users = change(home, said.user, said.role, granted=said.what == "grant")
         with AuditLog(home.audit) as log:
             note_access(log, sha256(home.access.read_bytes()), who=getpass.getuser())
+        if said.what == "grant" and not _is_user(said.user):
+            print(
+                f"This machine knows no user {said.user!r} yet; the role holds once it does.", file=sys.stderr
+            )
     rows = [{"user": user, "roles": ", ".join(roles)} for user, roles in users.items()]
     return _shown(
         said, rows, ("user", "roles"), "Nobody may do anything: twinward site access grant USER ROLE"
     )
+
+
+def _is_user(name: str) -> bool:
+    try:
+        return bool(pwd.getpwnam(name))
+    except KeyError:
+        return False
 
 
 def _shown(said: argparse.Namespace, rows: list[dict[str, Any]], columns: tuple[str, ...], none: str) -> int:

@@ -39,7 +39,11 @@ class Roster:
         try:
             return self._row[patient_id]
         except KeyError:
-            raise DataError("The ward has no patient of this pseudonym; `patients()` lists them.") from None
+            raise DataError(
+                "Expected a patient of whom there are observations; there are none under this pseudonym."
+                " `twinward site identify` gives the pseudonym of an identifier, `twinward site quality` says"
+                " what became of the rows that feeds delivered."
+            ) from None
 
     def known(self, patients: Iterable[str]) -> np.ndarray:
         """Rows, -1 for who is not there."""
