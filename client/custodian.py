@@ -169,16 +169,19 @@ class Custodian:
         self._changed()
 
     def erase(self, patient_id: str) -> dict[str, int]:
-        """Erases a patient from the store, from the memory of feeds, and tells the listeners.
+        """Erases a patient from the memory of feeds and listeners, which keep that, and then from the store.
 
         Raises:
             StoreError: the patient is not known.
         """
         with self._alone():
-            gone = self.store.erase(patient_id)
+            self.store.check_known(patient_id)
             for feed in self._feeds.values():
                 feed.ingest.forget(patient_id)
-            for listener in self._listeners:
+            for listener in self._listeners:  # first, since what they keep for the whole site stays
+                listener.erased(patient_id)
+            gone = self.store.erase(patient_id)
+            for listener in self._listeners:  # one that was reading the store meanwhile
                 listener.erased(patient_id)
         self._changed()
         return gone

@@ -24,14 +24,15 @@ from twin.alerts.alert import Alert, Notice
 from twin.alerts.delivery import Delivery
 from twin.alerts.rules import Rule
 from twin.errors import DataError
+from twin.store.erasure import STATE
 from twin.ward.forecaster import Forecaster
 from twin.ward.twin import Twin
 from twin.ward.ward import Ward
 
 REMEMBERED: Final = pd.Timedelta(days=14)
 """A norm remembers a week."""
-SNAPSHOT: Final = "ward"
-NOTICES: Final = "notices"
+SNAPSHOT: Final = f"{STATE}ward"
+NOTICES: Final = f"{STATE}notices"
 _MOST_ROWS: Final = 5_000_000
 _CHECKED_AT_ONCE: Final = 200
 _AT_MOST_S: Final = 0.5

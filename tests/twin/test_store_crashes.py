@@ -282,11 +282,13 @@ def test_an_erased_patient_is_nowhere_and_stays_away(path: Path) -> None:
         store.commit(batch(quarantine=[aside], facts=[fact], feed="ehr"))
         store.keep_model("secret-patient-0", "glucose", b"secret-model")
         store.keep_model("", "glucose", b"of all")
+        store.keep_model("", "state/ward", b"of others")
         store.consent("secret-patient-0", True, minutes(0))
         store.backup(path.with_name("early.duckdb"))
         gone = store.erase("secret-patient-0")
         assert gone["observations"] > 10
         assert all(gone.values())
+        assert store.model("", "glucose") is None and store.model("", "state/ward") == b"of others"
         _is_away(store)
         again = store.commit(numbered(3))
         assert len(again.observations) == 0

@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
@@ -22,6 +22,11 @@ from twin.store.schema import OF_PATIENTS, put_setting
 
 if TYPE_CHECKING:
     import duckdb
+
+
+STATE: Final = "state/"
+"""Begins the names of what is kept for the whole site and is fitted to nobody."""
+_MODELS_OF_ALL: Final = f" OR (patient = -1 AND NOT starts_with(name, '{STATE}'))"
 
 
 def digest_of(patient_id: str) -> str:
@@ -57,7 +62,8 @@ def replace(path: Path, digests: Collection[str]) -> None:
 def apply(connection: duckdb.DuckDBPyConnection, digests: Collection[str]) -> dict[str, int]:
     """Deletes the patients of these digests everywhere; within a transaction.
 
-    Models of the whole site go as well: they were fitted to the erased patients' rows, too.
+    Models of the whole site go as well: they were fitted to the erased patients' rows, too. What begins with
+    `STATE` stays: who keeps that has forgotten the patients before.
 
     Returns:
         Rows that were deleted, by table.
@@ -72,7 +78,7 @@ def apply(connection: duckdb.DuckDBPyConnection, digests: Collection[str]) -> di
             f"observations WHERE stream IN (SELECT stream FROM store.streams WHERE patient {theirs})",
         )
         for name in OF_PATIENTS:
-            also = " OR patient = -1" if name == "models" and len(known) else ""
+            also = _MODELS_OF_ALL if name == "models" and len(known) else ""
             rows[name] = _deleted(connection, f"{name} WHERE patient {theirs}{also}")
     listed = pd.DataFrame({"digest": sorted(digests)}, dtype="str")
     with Registered(connection, listed) as table:

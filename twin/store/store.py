@@ -241,8 +241,9 @@ class Store:
     def erase(self, patient_id: str) -> dict[str, int]:
         """Removes everything of a patient, also from the file's free pages; rows that went, by table.
 
-        Models of the whole site go too. Backups: `restore` applies the list of erased patients; to make
-        older backups unreadable, rotate the key (docs/store.md).
+        Models of the whole site go too, but not what is kept under a name that begins with `state/`: its
+        keeper must have forgotten the patient before. Backups: `restore` applies the list of erased
+        patients; to make older backups unreadable, rotate the key (docs/store.md).
 
         Raises:
             StoreError: the patient is not known.
@@ -316,6 +317,14 @@ class Store:
         self._file.rewrite(new_key)
 
     # Within
+
+    def check_known(self, patient_id: str) -> None:
+        """Returns if the store has the patient.
+
+        Raises:
+            StoreError: it has not.
+        """
+        self._known(patient_id)
 
     def _known(self, patient_id: str) -> int:
         patient = self._file.names.patients.find(patient_id)
