@@ -362,3 +362,28 @@ def test_a_rotated_store_opens_with_the_new_key_alone(path: Path) -> None:
         Store.open(path, KEY)
     with Store.open(path, other) as store:
         assert len(store.site("s", purpose="care").observations) == rows(2)
+
+
+def test_a_backup_does_not_bring_back_a_consent_that_was_withdrawn_since(path: Path) -> None:
+    early = path.with_name("early.duckdb")
+    with Store.open(path, KEY) as store:
+        for number in range(1, 4):
+            store.commit(numbered(number))
+        ids = sorted(store.patients().index)[:3]
+        for patient in ids:
+            store.consent(patient, True, minutes(0))
+        store.backup(early)
+        store.consent(ids[0], False, minutes(1))
+        store.consent(ids[1], False, minutes(1))
+        store.consent(ids[1], True, minutes(2))
+    for beside_it in path.parent.glob(f"{path.name}.withdrawn"):
+        assert not any(patient.encode() in beside_it.read_bytes() for patient in ids)
+    path.unlink()
+    with Store.restore(early, path, KEY) as store:
+        assert sorted(store.site("s", purpose="research").patients.index) == ids[1:]
+        assert not store.consents().set_index("patient_id")["research"][ids[0]]
+    with Store.open(path, KEY) as store:
+        assert sorted(store.site("s", purpose="research").patients.index) == ids[1:]
+        store.consent(ids[0], True, minutes(3))
+    with Store.open(path, KEY) as store:
+        assert sorted(store.site("s", purpose="research").patients.index) == ids

@@ -37,12 +37,13 @@ class Store:
 
     def __init__(self, path: Path, key: bytes, *, memory: str = MEMORY, accept_loss: bool = False) -> None:
         """Opens the store: see `open`."""
-        self._erased_file = beside(path, "erased")
+        self._erased_file, self._withdrawn_file = beside(path, "erased"), beside(path, "withdrawn")
         self._loose_counts = 0
         self._erased: frozenset[str] = frozenset()
         self._file = StoreFile(path, key, memory=memory, accept_loss=accept_loss)
         try:
             self._finish_erasures()
+            self._withdraw_again()
         except BaseException:
             self._file.close()
             raise
@@ -78,10 +79,11 @@ class Store:
 
     @classmethod
     def restore(cls, backup: Path, path: Path, key: bytes, *, memory: str = MEMORY) -> Self:
-        """The store as it was backed up, without the patients who were erased since, open.
+        """The store as it was backed up, open; patients who were erased or withdrew since stay so.
 
         Args:
-            path: where it goes; nothing may be there. What `<path>.erased` lists is applied.
+            path: where it goes; nothing may be there. What `<path>.erased` and `<path>.withdrawn` list is
+                applied.
             key: that the backup was made under.
 
         Raises:
@@ -216,17 +218,26 @@ class Store:
     def consent(self, patient_id: str, research: bool, at: pd.Timestamp) -> None:
         """Records a patient's word on research; what is recorded last holds, from now on.
 
+        Who withdrew stands by a digest in a file beside the store as well, so that a backup from before the
+        withdrawal does not bring the consent back.
+
         Args:
             at: since when, with a zone.
 
         Raises:
             StoreError: the patient is not known, or `at` has no zone.
         """
-        when = moment(at)
-        with self._file.transaction("recording a consent") as connection:
+        when, digest = moment(at), erasure.digest_of(patient_id)
+        with self._file.writing:
             patient = self._known(patient_id)
-            connection.execute("DELETE FROM store.consents WHERE patient = ?", [patient])
-            connection.execute("INSERT INTO store.consents VALUES (?, ?, ?)", [patient, research, when])
+            # Before the commit: a crash between the two leaves the word that keeps the patient out.
+            if research:
+                erasure.replace(self._withdrawn_file, erasure.read(self._withdrawn_file) - {digest})
+            else:
+                erasure.remember(self._withdrawn_file, [digest])
+            with self._file.transaction("recording a consent") as connection:
+                connection.execute("DELETE FROM store.consents WHERE patient = ?", [patient])
+                connection.execute("INSERT INTO store.consents VALUES (?, ?, ?)", [patient, research, when])
 
     def consents(self) -> pd.DataFrame:
         """Columns patient_id, research, since: what is on record."""
@@ -354,6 +365,24 @@ class Store:
             due = True
         if due:
             self._file.rewrite()
+
+    def _withdraw_again(self) -> None:
+        """Takes the word of those who withdrew since this file was made, if it is an older copy."""
+        withdrawn = erasure.read(self._withdrawn_file)
+        if not withdrawn:
+            return
+        with self._file.snapshot("reading consents") as connection:
+            people = connection.execute(
+                "SELECT p.patient, p.patient_id FROM store.patients p"
+                " LEFT JOIN store.consents c USING (patient) WHERE c.research IS DISTINCT FROM FALSE"
+            ).fetchall()
+        late = [patient for patient, name in people if erasure.digest_of(name) in withdrawn]
+        if late:
+            now = moment(pd.Timestamp.now("UTC"))
+            with self._file.transaction("repeating withdrawals of consent") as connection:
+                for patient in late:
+                    connection.execute("DELETE FROM store.consents WHERE patient = ?", [patient])
+                    connection.execute("INSERT INTO store.consents VALUES (?, FALSE, ?)", [patient, now])
 
     def _fold_counts(self) -> None:
         with self._file.transaction("summing counts") as connection:
