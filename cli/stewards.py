@@ -122,9 +122,13 @@ def _quarantine(name: str, words: list[str]) -> int:
     said = read(args, words)
     if said.bring_back:
         facts = dict(ask_site(said, "requeue").facts)
-        print(
-            json.dumps(facts) if said.json else f"{facts['taken']} rows were taken, {facts['stored']} stored."
-        )
+        if said.json:
+            print(json.dumps(facts))
+            return 0
+        taken, stored, known = (facts[name] for name in ("taken", "stored", "known already"))
+        print(f"{taken} rows were taken, {stored} stored, {known} known already.")
+        if left := taken - stored - known:
+            print(f"{left} were not: `twinward site quarantine` and `twinward site quality` say why.")
         return 0
     table = ask_site(said, "quarantine").table
     columns = ("system", "code", "unit", "reason", "rows")

@@ -136,7 +136,7 @@ class Custodian:
             for row in waiting.itertuples()
             if codes.signal_of(str(row.system), str(row.code)) is not None
         ]
-        told = {"taken": 0, "stored": 0}
+        told = {"taken": 0, "stored": 0, "known already": 0}
         with self._alone():
             ingests: dict[str, Ingest] = {}
             # All before the first: what is put aside again, for its unit, would else come again and again.
@@ -147,6 +147,7 @@ class Custodian:
                 done = self.store.commit(ingests[feed].again(rows, feed), requeued=rows)
                 told["taken"] += len(rows)
                 told["stored"] += len(done.observations)
+                told["known already"] += done.duplicates
                 self._tell(done.observations)
             for name, found in self._feeds.items():  # they know the new codes, and these rows, from now on
                 found.ingest = ingests.get(name) or self._warmed(name)

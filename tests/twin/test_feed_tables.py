@@ -68,6 +68,15 @@ def test_a_table_reads_the_same_whatever_its_form(tmp_path: Path, form: str) -> 
     assert found["value"].astype("str").tolist() == table["value"].tolist()
 
 
+def test_a_comma_begins_the_decimals_where_semicolons_separate_and_only_there(tmp_path: Path) -> None:
+    rows = ["p1;2024-03-01T00:00:00Z;glucose;5,4;mmol/L", "p1;2024-03-01T00:05:00Z;glucose;1,2,3;mmol/L"]
+    (tmp_path / "observations.csv").write_text("\n".join([HEADER.strip().replace(",", ";"), *rows, ""]))
+    assert observed(read("folder", tmp_path))["value"].tolist() == ["5.4", "1,2,3"]
+    quoted = 'p1,2024-03-01T00:00:00Z,glucose,"5,4",mmol/L\n'
+    (tmp_path / "observations.csv").write_text(HEADER + quoted)
+    assert observed(read("folder", tmp_path))["value"].tolist() == ["5,4"]
+
+
 @given(
     place=st.integers(1, 30),
     junk=st.sampled_from([b'"', b"a,b", b'p1,"x', b"\xff\xfe,", b",,,,,,,", b"\x00"]),

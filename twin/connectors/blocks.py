@@ -33,11 +33,13 @@ class Block:
         rows: of the table up to here, in lines of a CSV.
         frame: text columns, names lower-case; "" or NA is missing.
         bad: lines with more or fewer cells than the header.
+        separator: of the cells.
     """
 
     rows: int
     frame: pd.DataFrame
     bad: int
+    separator: str = ","
 
 
 def columns_of(head: str) -> list[str]:
@@ -123,7 +125,7 @@ def _parse(block: bytes, names: list[str], separator: str, rows: int) -> Block:
             else:
                 bad += bool(line.strip())
         frame = pd.DataFrame(good, columns=names, dtype="str")
-        return Block(rows=rows, frame=frame, bad=bad)
+        return Block(rows=rows, frame=frame, bad=bad, separator=separator)
     try:
         table = pacsv.read_csv(
             io.BytesIO(block),
@@ -137,8 +139,8 @@ def _parse(block: bytes, names: list[str], separator: str, rows: int) -> Block:
         )
     except pa.ArrowInvalid:  # nothing but empty lines, or what Arrow cannot split at all
         bad = sum(bool(line.strip()) for line in block.splitlines())
-        return Block(rows=rows, frame=pd.DataFrame(columns=names, dtype="str"), bad=bad)
-    return Block(rows=rows, frame=table.to_pandas().astype("str"), bad=bad)
+        return Block(rows=rows, frame=pd.DataFrame(columns=names, dtype="str"), bad=bad, separator=separator)
+    return Block(rows=rows, frame=table.to_pandas().astype("str"), bad=bad, separator=separator)
 
 
 def _split(line: str, separator: str) -> list[str]:

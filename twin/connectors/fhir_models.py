@@ -328,11 +328,57 @@ def _decoded(decoder: msgspec.json.Decoder[_Struct], text: bytes | msgspec.Raw) 
         raise Refused("not JSON") from None
 
 
+# Of what is not read only these are named: another word might be anything, and counts are shown to many.
+_OTHERS: Final = frozenset(
+    {
+        "AllergyIntolerance",
+        "Appointment",
+        "Binary",
+        "CarePlan",
+        "CareTeam",
+        "Claim",
+        "Communication",
+        "Composition",
+        "Consent",
+        "Coverage",
+        "Device",
+        "DeviceMetric",
+        "DiagnosticReport",
+        "DocumentReference",
+        "EpisodeOfCare",
+        "ExplanationOfBenefit",
+        "FamilyMemberHistory",
+        "Flag",
+        "Goal",
+        "Group",
+        "ImagingStudy",
+        "Immunization",
+        "Location",
+        "Media",
+        "Medication",
+        "MedicationDispense",
+        "MedicationRequest",
+        "NutritionOrder",
+        "OperationOutcome",
+        "Organization",
+        "Practitioner",
+        "PractitionerRole",
+        "Procedure",
+        "Provenance",
+        "QuestionnaireResponse",
+        "RelatedPerson",
+        "ServiceRequest",
+        "Specimen",
+        "Task",
+    }
+)
+
+
 def _carefully(text: bytes) -> Resource:
     """The resource as `fhir.resources` reads it."""
     kind = read_head(text).resourceType
     if kind not in TYPES:
-        raise Refused(f"resource not used: {kind}")
+        raise Refused(f"resource not used: {kind if kind in _OTHERS else 'of another type'}")
     try:
         return _resource.decode(validated(text, kind))
     except (ValueError, TypeError, ArithmeticError, RecursionError):  # pydantic's errors are ValueErrors

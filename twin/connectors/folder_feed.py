@@ -6,6 +6,7 @@ grew goes on at its row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from twin.connectors.tables import SUFFIXES
 _OBSERVATIONS: Final = ("patient_id", "time", "signal", "value", "unit")
 _MISSING: Final = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "<na>"})
 _MOST_FACTS: Final = 500
+_DECIMAL_COMMA: Final = re.compile(r"^\s*([+-]?\d+),(\d+)\s*$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ def _observed(block: Block) -> Batch:
     named = block.frame[["patient_id", "time", "signal", "value", "unit"]].rename(
         columns={"patient_id": "patient", "signal": "code"}
     )
+    if block.separator == ";":  # as spreadsheets write it where a comma begins the decimals
+        named["value"] = named["value"].str.replace(_DECIMAL_COMMA, r"\1.\2", regex=True)
     named = named.assign(system=CATALOGUE, device="").reset_index(drop=True)
     return Batch(observations=named[list(OBSERVATIONS)], rejected=_bad(block.bad))
 

@@ -334,6 +334,7 @@ def test_a_damaged_archive_or_file_stops_nothing(tmp_path: Path) -> None:
         {"resource": 5},
         {"resource": observation(66)},
         {"resource": {"resourceType": "Claim"}},
+        {"resource": {"resourceType": "Featherstone"}},
     ]
     (tmp_path / "c.json").write_text(json.dumps({"resourceType": "Bundle", "entry": entries}))
     observations, _, rejected = read_all(tmp_path)
@@ -344,6 +345,7 @@ def test_a_damaged_archive_or_file_stops_nothing(tmp_path: Path) -> None:
         "no FHIR resource": 2,
         "entry without a resource": 1,
         "resource not used: Claim": 1,
+        "resource not used: of another type": 1,
     }
 
 
