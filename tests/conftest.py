@@ -12,12 +12,17 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES128-GCM-SHA256"  # link/__i
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    # In CI the same examples each time; new ones are tried wherever people run the tests.
+    settings.register_profile("ci", derandomize=True)
+    if os.environ.get("CI") == "true":
+        settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
