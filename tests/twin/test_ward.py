@@ -249,7 +249,7 @@ def test_a_time_without_a_zone_and_an_unknown_patient_are_refused() -> None:
     ward = Ward()
     with pytest.raises(DataError, match="zone"):
         ward.check(pd.Timestamp("2024-01-01"))
-    with pytest.raises(DataError, match="no patient"):
+    with pytest.raises(DataError, match="pseudonym"):
         ward.twin("nobody", pd.Timestamp("2024-01-01", tz="UTC"))
     assert ward.forecasts(pd.Timestamp("2024-01-01", tz="UTC")).empty
     assert ward.update(site_of(days_of("a", np.zeros(0))).observations) == 0
