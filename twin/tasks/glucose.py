@@ -112,16 +112,11 @@ class GlucoseTask:
         anchor = examples.anchor_N.double()[:, None]
         middle = anchor + path * scale
         low, high = middle - below * scale, middle + above * scale
-        return Forecast(
+        return Forecast.of(
+            examples,
             low_NH=_numpy(low.clamp(1.0, 1000.0)),
             middle_NH=_numpy(middle.clamp(1.0, 1000.0)),
             high_NH=_numpy(high.clamp(1.0, 1000.0)),
-            target_NH=_numpy(examples.target_NH.double()),
-            observed_NH=examples.observed_NH.cpu().numpy(),
-            anchor_N=_numpy(examples.anchor_N.double()),
-            patient_N=examples.patient_N.cpu().numpy(),
-            time_us_N=examples.time_us_N.cpu().numpy(),
-            patients=examples.patients,
         )
 
     def rest(self, outputs_NO: Tensor, examples: Examples) -> Tensor:

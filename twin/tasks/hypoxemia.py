@@ -102,17 +102,7 @@ class HypoxemiaTask:
     def forecast(self, outputs_NO: Tensor, examples: Examples) -> Forecast:
         """The probability, in all three places of a quantile."""
         probability = torch.sigmoid(outputs_NO.detach().double()).cpu().numpy()
-        return Forecast(
-            low_NH=probability,
-            middle_NH=probability,
-            high_NH=probability,
-            target_NH=examples.target_NH.double().cpu().numpy(),
-            observed_NH=examples.observed_NH.cpu().numpy(),
-            anchor_N=examples.anchor_N.double().cpu().numpy(),
-            patient_N=examples.patient_N.cpu().numpy(),
-            time_us_N=examples.time_us_N.cpu().numpy(),
-            patients=examples.patients,
-        )
+        return Forecast.of(examples, probability, probability, probability)
 
     def persistence_outputs(self, examples: Examples) -> Tensor:
         """Log odds that rise by one for each percent that the last SpO2 is lower, even at the threshold."""

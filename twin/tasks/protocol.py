@@ -103,6 +103,23 @@ class Forecast:
     patients: tuple[str, ...]
     part_N: np.ndarray | None = None
 
+    @classmethod
+    def of(
+        cls, examples: Examples, low_NH: np.ndarray, middle_NH: np.ndarray, high_NH: np.ndarray
+    ) -> Forecast:
+        """What was said of these windows, beside what came."""
+        return cls(
+            low_NH=low_NH,
+            middle_NH=middle_NH,
+            high_NH=high_NH,
+            target_NH=examples.target_NH.double().cpu().numpy(),
+            observed_NH=examples.observed_NH.cpu().numpy(),
+            anchor_N=examples.anchor_N.double().cpu().numpy(),
+            patient_N=examples.patient_N.cpu().numpy(),
+            time_us_N=examples.time_us_N.cpu().numpy(),
+            patients=examples.patients,
+        )
+
     def at(self, index: np.ndarray) -> Forecast:
         """The windows that `index` names; `patients` stays whole."""
         names = [
