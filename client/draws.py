@@ -1,11 +1,12 @@
 """Which windows stand in each step of a round, for the sites of a chunk at once.
 
-A step takes each patient with probability sampling_rate (Poisson), and of each at most
-windows_per_patient windows, evenly spaced from a random start. Every site and step draws from a keyed
-stream of its own: first a start for each of its patients, then whether each takes part. What a site
-draws does not hang on who is drawn for with it.
+With privacy a step takes each patient with probability sampling_rate (Poisson), as the accounting asks.
+Without, patients take turns in a random order, that share of them in a step, until all had theirs: an epoch;
+then they are put into another order. Of each patient a step takes at most windows_per_patient windows, evenly
+spaced from a random start. What a site draws does not hang on who is drawn for with it.
 
-Letters: S sites, T steps, P patients of a site; over all steps and sites K patients who take part, M windows.
+Letters: S sites, T steps, P patients of a site, A patients of all sites; over all steps and sites K patients
+who take part, M windows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privacy.noise import NoiseStream, spread, uniforms
+from privacy.noise import NoiseStream, spread
 from trust.plan import Terms
 
 
@@ -47,35 +48,84 @@ def takes_all(counts_P: np.ndarray, terms: Terms) -> bool:
     return terms.sampling_rate >= 1.0 and int(counts_P.max(initial=0)) <= terms.windows_per_patient
 
 
-def draw(counts: Sequence[np.ndarray], streams: Sequence[NoiseStream], terms: Terms, steps: range) -> Draws:
-    """What the sites draw in these steps of a round.
+class Drawing:
+    """What some sites draw in a round, step after step, each from keyed streams of its own."""
 
-    Args:
+    def __init__(self, counts: Sequence[np.ndarray], streams: Sequence[NoiseStream], terms: Terms) -> None:
+        """Args:
         counts: of each site, the number of windows of each patient; windows are numbered patient by patient.
         streams: of each site, of this round.
-    """
-    everybody, many = terms.sampling_rate >= 1.0, any(c.max(initial=0) > 1 for c in counts)
-    sizes = [len(own) for own in counts]
-    starts, samples = _words(sizes, streams, terms, steps)
-    counts_K = np.tile(np.concatenate(counts), len(steps))
-    first_K = np.tile(np.concatenate([np.cumsum(own) - own for own in counts]), len(steps))
-    start_K = uniforms(b"".join(starts)) if many else np.zeros(len(counts_K))
-    block_K = np.repeat(np.arange(len(steps) * len(counts)), np.tile(sizes, len(steps)))
-    here_K = counts_K > 0
-    if not everybody:
-        here_K &= uniforms(b"".join(samples)) < terms.sampling_rate
-    kept_K = np.flatnonzero(here_K)
-    counts_K, first_K, start_K = counts_K[kept_K], first_K[kept_K], start_K[kept_K]
-    present = np.bincount(block_K[kept_K], minlength=len(steps) * len(counts))
-    windows_M = first_K
-    if many:
-        windows_M = spread(counts_K, start_K, terms.windows_per_patient)
-        counts_K, before_K = (
-            np.minimum(counts_K, terms.windows_per_patient),
-            np.cumsum(counts_K) - counts_K,
-        )
-        windows_M = windows_M + np.repeat(first_K - before_K, counts_K)
-    return Draws(counts_K=counts_K, windows_M=windows_M, present_TS=present.reshape(len(steps), len(counts)))
+        """
+        self._terms, self._step = terms, 0
+        self._everybody = terms.sampling_rate >= 1.0
+        self._sizes = [len(own) for own in counts]
+        self._counts_A = np.concatenate(counts)
+        self._first_A = np.concatenate([np.cumsum(own) - own for own in counts])
+        self._site_A = np.repeat(np.arange(len(counts)), self._sizes)
+        self._many = [own.max(initial=0) > 1 for own in counts]
+        self._starts = [own.child("starts") for own in streams]
+        self._choices = [] if self._everybody else [own.child("choices") for own in streams]
+        # Of an epoch: patients of a step, steps, and the step in which each patient has a turn.
+        self._share_S = np.maximum(1, np.rint(np.array(self._sizes) * terms.sampling_rate)).astype(np.int64)
+        self._turns_S = np.maximum(1, -(-np.array(self._sizes) // self._share_S))
+        self._turn_A = np.zeros(len(self._counts_A), np.int64)
+
+    def next(self, steps: int) -> Draws:
+        """What is drawn in the next steps."""
+        here_TA = np.broadcast_to(self._counts_A > 0, (steps, len(self._counts_A)))
+        if not self._everybody:
+            here_TA = here_TA & (self._sampled(steps) if self._terms.private else self._in_turn(steps))
+        step_K, patient_K = np.nonzero(here_TA)
+        counts_K, windows_M = self._counts_A[patient_K], self._first_A[patient_K]
+        start_TA = self._drawn_starts(steps)
+        if start_TA is not None:
+            windows_M = spread(counts_K, start_TA[step_K, patient_K], self._terms.windows_per_patient)
+            before_K = np.cumsum(counts_K) - counts_K
+            counts_K = np.minimum(counts_K, self._terms.windows_per_patient)
+            windows_M = windows_M + np.repeat(self._first_A[patient_K] - before_K, counts_K)
+        sites = len(self._sizes)
+        present = np.bincount(step_K * sites + self._site_A[patient_K], minlength=steps * sites)
+        self._step += steps
+        return Draws(counts_K=counts_K, windows_M=windows_M, present_TS=present.reshape(steps, sites))
+
+    def _sampled(self, steps: int) -> np.ndarray:
+        """Who takes part in each step, each on its own, shape T × A."""
+        each = zip(self._choices, self._sizes, strict=True)
+        parts = [stream.uniform(steps * size).reshape(steps, size) for stream, size in each]
+        here_TA: np.ndarray = np.concatenate(parts, axis=1) < self._terms.sampling_rate
+        return here_TA
+
+    def _in_turn(self, steps: int) -> np.ndarray:
+        """Whose turn it is in each step, shape T × A."""
+        here_TA = np.empty((steps, len(self._turn_A)), bool)
+        for row, step in enumerate(range(self._step, self._step + steps)):
+            turn_S = step % self._turns_S
+            self._shuffle(np.flatnonzero(turn_S == 0))
+            here_TA[row] = self._turn_A == turn_S[self._site_A]
+        return here_TA
+
+    def _shuffle(self, anew: np.ndarray) -> None:
+        """Gives the patients of some sites their turns in a new epoch."""
+        if not len(anew):
+            return
+        mine_A = np.isin(self._site_A, anew)
+        site_B = self._site_A[mine_A]
+        chance_B = np.concatenate([self._choices[site].uniform(self._sizes[site]) for site in anew])
+        order_B = np.lexsort((chance_B, site_B))
+        rank_B = np.empty(len(order_B), np.int64)
+        # Sites stand one after the other, before and after.
+        rank_B[order_B] = np.arange(len(order_B)) - np.searchsorted(site_B, site_B)
+        self._turn_A[mine_A] = rank_B // self._share_S[site_B]
+
+    def _drawn_starts(self, steps: int) -> np.ndarray | None:
+        """Where in each patient's record windows begin, shape T × A; None if nobody has more than one."""
+        if not any(self._many):
+            return None
+        parts = [
+            stream.uniform(steps * size).reshape(steps, size) if many else np.zeros((steps, size))
+            for stream, size, many in zip(self._starts, self._sizes, self._many, strict=True)
+        ]
+        return np.concatenate(parts, axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,19 +166,3 @@ def lay_out(draws: Draws, first_S: np.ndarray) -> list[Layout]:
         weight_SPW.reshape(-1)[slot_K] = share_K
         made.append(Layout(index_SPW=index_SPW, weight_SPW=weight_SPW, present_S=present_S))
     return made
-
-
-def _words(
-    sizes: Sequence[int], streams: Sequence[NoiseStream], terms: Terms, steps: range
-) -> tuple[list[bytes], list[bytes]]:
-    """What each step of each site reads from its stream: for starts of patients, and for who takes part."""
-    starts, samples = [], []
-    everybody = terms.sampling_rate >= 1.0
-    for step in steps:
-        label = f"choice {step}"
-        for size, stream in zip(sizes, streams, strict=True):
-            words = stream.child(label).read(size if everybody else 2 * size)
-            starts.append(words[: 8 * size])
-            if not everybody:
-                samples.append(words[8 * size :])
-    return starts, samples

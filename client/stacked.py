@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from client.chained import ChainedStep
 from client.crew import in_order
-from client.draws import Layout, draw, lay_out, takes_all
+from client.draws import Drawing, Layout, lay_out, takes_all
 from client.trainer import load_state, not_finite, split, steps_at_once, train, trainable
 from conf.schema import Strategy
 from privacy.errors import PrivacyError
@@ -306,18 +306,17 @@ class _Run:
         streams = [work.stream for work in self._works]
         first_S = np.cumsum([0, *(len(work.examples) for work in self._works)])
         steps, terms = int(self._steps_S.max()), self._terms
+        drawing = Drawing(counts, streams, terms)
+        if all(takes_all(own, terms) for own in counts):
+            (layout,) = lay_out(drawing.next(1), first_S)
+            (part,) = self._gathered([layout])
+            for step in range(steps):
+                yield part, self._without_done(layout, step)
+            return
         at_once = steps_at_once(self._all, counts, terms)
         for first in range(0, steps, at_once):
-            some = range(first, min(first + at_once, steps))
-            if all(takes_all(own, terms) for own in counts):
-                drawn = draw(counts, streams, terms, range(1))
-                (layout,) = lay_out(drawn, first_S)
-                part = self._gathered([layout])[0]
-                for step in range(steps):
-                    yield part, self._without_done(layout, step)
-                return
-            layouts = lay_out(draw(counts, streams, terms, some), first_S)
-            layouts = [self._without_done(layout, step) for layout, step in zip(layouts, some, strict=True)]
+            layouts = lay_out(drawing.next(min(at_once, steps - first)), first_S)
+            layouts = [self._without_done(layout, first + place) for place, layout in enumerate(layouts)]
             yield from zip(self._gathered(layouts), layouts, strict=True)
 
     def _without_done(self, layout: Layout, step: int) -> Layout:

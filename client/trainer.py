@@ -4,8 +4,8 @@ Abadi et al. 2016 (arXiv:1607.00133), with the patient as the unit: a step sampl
 (Poisson), takes at most so many windows of each, sums the patients' clipped gradients, adds noise
 once and divides by a number that is public and fixed: sampling_rate times the patients that the
 site declared in the plan. Plain SGD is preconditioned, since models work on whitened inputs.
-Without privacy the same path runs without clipping and noise, over the mean of the patients that
-were sampled.
+Without privacy the same path runs without clipping and noise, over the mean of the patients of a
+step, who take turns (client/draws.py).
 
 Shapes: N windows, P patients of the site that train.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.draws import draw, takes_all
+from client.draws import Drawing, takes_all
 from conf.schema import Strategy
 from privacy.clipping import (
     PatientClipper,
@@ -194,9 +194,9 @@ def parts(
     if takes_all(counts_P, terms):
         yield from [(examples, counts_P[counts_P > 0])] * steps
         return
-    at_once = steps_at_once(examples, [counts_P], terms)
+    at_once, drawing = steps_at_once(examples, [counts_P], terms), Drawing([counts_P], [stream], terms)
     for first in range(0, steps, at_once):
-        drawn = draw([counts_P], [stream], terms, range(first, min(first + at_once, steps)))
+        drawn = drawing.next(min(at_once, steps - first))
         index_M = torch.from_numpy(drawn.windows_M).to(examples.patient_N.device)
         each = drawn.steps
         gathered = split(examples.at(index_M), [len(windows_M) for _, windows_M in each])

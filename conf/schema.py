@@ -158,7 +158,11 @@ class Privacy:
     noise_multiplier: float | None = _in(None, 0.0, 1e6, doc="given instead of epsilon; null calibrates it")
     clip_norm: float = _in(0.25, 1e-6, 1e6, doc="greatest L2 norm of one patient's gradient")
     sampling_rate: float = _in(
-        1.0, 1e-6, 1.0, doc="probability that a patient takes part in a step (Poisson)"
+        1.0,
+        1e-6,
+        1.0,
+        doc="probability that a patient takes part in a step (Poisson); without privacy the share of patients"
+        " in a step, who take turns",
     )
     windows_per_patient: int = _in(256, 1, 100_000, doc="most windows of a patient averaged in one step")
     minimum_patients: int = _in(5, 1, 1_000_000, doc="a site with fewer training patients is refused")

@@ -131,9 +131,7 @@ def test_sampling_leaves_patients_out_and_keeps_the_public_denominator(
 ) -> None:
     terms = replace(TERMS, noise_multiplier=0.0, clip_norm=1e9, sampling_rate=0.5)
     gradients = _gradients(folder, examples)
-    drawn = NoiseStream(SECRET, b"x").child("choice 0")
-    drawn.choose(np.ones(12, np.int64), 4)
-    sampled = drawn.poisson_sample(12, 0.5)
+    sampled = NoiseStream(SECRET, b"x").child("choices").poisson_sample(12, 0.5)
     assert 0 < sampled.sum() < 12
     expected = -np.sum([g for g, taken in zip(gradients, sampled, strict=True) if taken], axis=0) / (0.5 * 10)
     np.testing.assert_allclose(

@@ -1,0 +1,85 @@
+"""Who takes part in the steps of a round: turns without privacy, Poisson with it, each site for itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from client.draws import Drawing, Draws
+from privacy.noise import NoiseStream
+from trust.plan import Terms
+
+SIZES = [40, 7, 23]
+
+
+def _terms(*, private: bool, rate: float = 0.3) -> Terms:
+    return Terms(
+        private=private,
+        noise_multiplier=1.0 if private else 0.0,
+        clip_norm=1.0,
+        sampling_rate=rate,
+        windows_per_patient=3,
+        steps=100,
+        epsilon=None,
+        delta=1e-5,
+    )
+
+
+def _counts(most: int) -> list[np.ndarray]:
+    draws = np.random.default_rng(0)
+    return [draws.integers(1, most + 1, size) for size in SIZES]
+
+
+def _drawing(counts: list[np.ndarray], terms: Terms, sites: slice = slice(None)) -> Drawing:
+    streams = [NoiseStream(b"s" * 32, b"site %d" % number) for number in range(len(counts))]
+    return Drawing(counts[sites], streams[sites], terms)
+
+
+def _patients(drawn: Draws, step: int, site: int) -> np.ndarray:
+    """Who takes part, where each patient has one window."""
+    before = int(drawn.present_TS[step, :site].sum())
+    return drawn.steps[step][1][before : before + drawn.present_TS[step, site]]
+
+
+def test_without_privacy_everybody_has_one_turn_in_each_epoch_and_steps_are_of_one_size() -> None:
+    drawn = _drawing([np.ones(size, np.int64) for size in SIZES], _terms(private=False)).next(12)
+    for site, (size, share) in enumerate(zip(SIZES, (12, 2, 7), strict=True)):
+        turns = -(-size // share)
+        orders = []
+        for first in range(0, 12 - turns + 1, turns):
+            each = [_patients(drawn, step, site) for step in range(first, first + turns)]
+            assert [len(own) for own in each[:-1]] == [share] * (turns - 1)
+            assert sorted(np.concatenate(each)) == list(range(size))
+            orders.append(np.concatenate(each).tolist())
+        assert len({tuple(order) for order in orders}) == len(orders) > 1
+
+
+def test_with_privacy_each_patient_takes_part_on_their_own_at_the_rate_of_the_plan() -> None:
+    terms, steps = _terms(private=True), 4000
+    drawn = _drawing([np.ones(size, np.int64) for size in SIZES], terms).next(steps)
+    taken_TP = np.zeros((steps, SIZES[0]))
+    for step in range(steps):
+        taken_TP[step, _patients(drawn, step, 0)] = 1
+    deviation = np.sqrt(0.3 * 0.7 / steps)
+    assert np.abs(taken_TP.mean(0) - 0.3).max() < 4.5 * deviation
+    # Independent patients: the number who take part is binomial.
+    assert taken_TP.sum(1).var() == pytest.approx(SIZES[0] * 0.3 * 0.7, rel=0.1)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("most", [1, 9])
+def test_what_a_site_draws_hangs_neither_on_company_nor_on_how_many_steps_are_drawn_at_once(
+    private: bool, most: int
+) -> None:
+    counts, terms = _counts(most), _terms(private=private)
+    whole = _drawing(counts, terms).next(10)
+    alone = _drawing(counts, terms, slice(1, 2))
+    parts = [alone.next(3), alone.next(1), alone.next(6)]
+    present = np.concatenate([part.present_TS[:, 0] for part in parts])
+    np.testing.assert_array_equal(whole.present_TS[:, 1], present)
+    steps = [step for part in parts for step in part.steps]
+    for number, ((counts_K, windows_M), (own_K, own_M)) in enumerate(zip(whole.steps, steps, strict=True)):
+        before, here = int(whole.present_TS[number, 0]), int(whole.present_TS[number, 1])
+        np.testing.assert_array_equal(counts_K[before : before + here], own_K)
+        first = int(counts_K[:before].sum())
+        np.testing.assert_array_equal(windows_M[first : first + own_K.sum()], own_M)
