@@ -62,8 +62,10 @@ class Drawing:
         self._counts_A = np.concatenate(counts)
         self._first_A = np.concatenate([np.cumsum(own) - own for own in counts])
         self._site_A = np.repeat(np.arange(len(counts)), self._sizes)
-        self._many = [own.max(initial=0) > 1 for own in counts]
-        self._starts = [own.child("starts") for own in streams]
+        self._starts = [
+            stream.child("starts") if own.max(initial=0) > 1 else None
+            for stream, own in zip(streams, counts, strict=True)
+        ]
         self._choices = [] if self._everybody else [own.child("choices") for own in streams]
         # Of an epoch: patients of a step, steps, and the step in which each patient has a turn.
         self._share_S = np.maximum(1, np.rint(np.array(self._sizes) * terms.sampling_rate)).astype(np.int64)
@@ -119,11 +121,11 @@ class Drawing:
 
     def _drawn_starts(self, steps: int) -> np.ndarray | None:
         """Where in each patient's record windows begin, shape T × A; None if nobody has more than one."""
-        if not any(self._many):
+        if not any(self._starts):
             return None
         parts = [
-            stream.uniform(steps * size).reshape(steps, size) if many else np.zeros((steps, size))
-            for stream, size, many in zip(self._starts, self._sizes, self._many, strict=True)
+            np.zeros((steps, size)) if stream is None else stream.uniform(steps * size).reshape(steps, size)
+            for stream, size in zip(self._starts, self._sizes, strict=True)
         ]
         return np.concatenate(parts, axis=1)
 

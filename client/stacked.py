@@ -217,7 +217,7 @@ class _Run:
         if chain is not None:
             model, hidden = chain
             self._chained = ChainedStep(model, hidden, self._weights)
-            self._table_NF = model.whitened(self._all)
+            self._all = replace(self._all, table_NF=model.whitened(self._all))
 
     def updates(self) -> Iterator[Arrays | PrivacyError]:
         """Each site's update, in the order of the sites."""
@@ -278,8 +278,7 @@ class _Run:
                 weight_SPW = weight_SPW / present_S[:, None, None]
             weight_N = torch.from_numpy(weight_SPW.reshape(-1)).to(part.patient_N.device)
             if self._chained is not None:
-                table_NF = self._table_NF[torch.from_numpy(layout.index_SPW.reshape(-1)).to(weight_N.device)]
-                self._chained.descend(part, table_NF, weight_N, self._strategy.learning_rate)
+                self._chained.descend(part, weight_N, self._strategy.learning_rate)
                 return
             sums = self._by_autograd(part, weight_N, sites, patients)
         if self._terms.private:

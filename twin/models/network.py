@@ -52,6 +52,10 @@ class Network(nn.Module):
         """Outputs of the task from outputs of the last layer, N × O."""
         return latents_NQ @ self.basis_OQ.T + self.offset_O
 
+    def contract(self, change_NO: Tensor) -> Tensor:
+        """A gradient at the outputs of the last layer, N × Q, from one at the outputs of the task."""
+        return change_NO @ self.basis_OQ
+
     def forward(self, examples: Examples) -> Tensor:
         """Outputs of the task, N × O."""
         return self.expand(self.head(self.features(examples)))

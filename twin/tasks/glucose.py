@@ -30,6 +30,8 @@ CHANGE_MG_DL = (10.0, 18.0, 24.0, 28.0)
 
 # A path is a sum of so many fixed public shapes; below and above it there is one spread each.
 PATH_SHAPES = 3
+LEAST_SPREAD, MOST_SPREAD = -5.0, 3.0
+"""Logarithms of the spreads' ends, in units of `CHANGE_MG_DL`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,22 @@ class GlucoseTask:
         seen = examples.observed_NH.to(each.dtype)
         return (each * seen).sum(1) / seen.sum(1).clamp(min=1.0)
 
+    def loss_gradient(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
+        """Of the path its error, of a spread the slope of its pinball loss; at its end it moves no more."""
+        path, below, above = self._parts(outputs_NO)
+        rest = (examples.target_NH - examples.anchor_N[:, None]) / _scale(outputs_NO) - path
+        seen = examples.observed_NH.to(rest.dtype)
+        share = seen / seen.sum(1, keepdim=True).clamp(min=1.0)
+        slopes = (
+            -rest,
+            below * _pinball_slope(rest + below, 0.1),
+            -above * _pinball_slope(rest - above, 0.9),
+        )
+        change_NO = torch.cat([slope * share for slope in slopes], dim=1)
+        spread = outputs_NO[:, len(HORIZONS_MIN) :]
+        change_NO[:, len(HORIZONS_MIN) :] *= (spread >= LEAST_SPREAD) & (spread <= MOST_SPREAD)
+        return change_NO
+
     def forecast(self, outputs_NO: Tensor, examples: Examples) -> Forecast:
         """Quantiles in mg/dL, within the range that sensors report (1 … 1000)."""
         path, below, above = self._parts(outputs_NO.double())
@@ -147,7 +165,7 @@ class GlucoseTask:
     def _parts(self, outputs_NO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Path and the two spreads (positive), in units of `CHANGE_MG_DL`."""
         h = len(HORIZONS_MIN)
-        spread = outputs_NO[:, h:].clamp(-5.0, 3.0).exp()
+        spread = outputs_NO[:, h:].clamp(LEAST_SPREAD, MOST_SPREAD).exp()
         return outputs_NO[:, :h], spread[:, :h], spread[:, h:]
 
 
@@ -183,6 +201,10 @@ def _windows(
 
 def _pinball(error: Tensor, quantile: float) -> Tensor:
     return functional.relu(error) * quantile + functional.relu(-error) * (1.0 - quantile)
+
+
+def _pinball_slope(error: Tensor, quantile: float) -> Tensor:
+    return (error > 0).to(error.dtype) * quantile - (error < 0).to(error.dtype) * (1.0 - quantile)
 
 
 def _scale(like: Tensor) -> Tensor:

@@ -105,6 +105,10 @@ class HeartTask:
             outputs_NO[:, 0], examples.target_NH[:, 0], reduction="none"
         )
 
+    def loss_gradient(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
+        """Probability minus label."""
+        return torch.sigmoid(outputs_NO) - examples.target_NH
+
     def forecast(self, outputs_NO: Tensor, examples: Examples) -> Forecast:
         """The probability of disease, in all three places of a quantile."""
         probability = torch.sigmoid(outputs_NO.detach().double()).cpu().numpy()

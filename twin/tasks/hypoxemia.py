@@ -99,6 +99,10 @@ class HypoxemiaTask:
         )
         return each * examples.observed_NH[:, 0].to(each.dtype)
 
+    def loss_gradient(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
+        """Probability minus label, 0 without a label."""
+        return (torch.sigmoid(outputs_NO) - examples.target_NH) * examples.observed_NH
+
     def forecast(self, outputs_NO: Tensor, examples: Examples) -> Forecast:
         """The probability, in all three places of a quantile."""
         probability = torch.sigmoid(outputs_NO.detach().double()).cpu().numpy()

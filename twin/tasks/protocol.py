@@ -184,6 +184,10 @@ class Task(Protocol):
         """The loss of each window, shape N, mean over its observed targets, 0 without any."""
         ...
 
+    def loss_gradient(self, outputs_NO: Tensor, examples: Examples) -> Tensor:
+        """The gradient of each window's loss at its outputs, shape N × O: autograd's, written out."""
+        ...
+
     def forecast(self, outputs_NO: Tensor, examples: Examples) -> Forecast:
         """The network's outputs as quantiles (or probability) in the target's unit."""
         ...
