@@ -4,12 +4,14 @@ SQLite with synchronous=FULL: when a call returns, what it wrote survives a cras
 of the machine; when it is killed before, nothing of it is there. Models and updates are kept by
 the SHA-256 of their canonical bytes. Nothing here is private: it is what sites released.
 
-A round goes open → sent → collected → aggregated → committed, never back.
+A round goes open → sent → collected → aggregated → committed, never back; but in a simulation, whose updates
+lie in a file of their own (server/laid.py), a round of which a power cut took updates is asked about again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +23,15 @@ from typing import Self
 
 import numpy as np
 
-from server import tasks
+from server import laid, tasks
 from server.errors import ServerError
+from server.laid import Laid
 from server.tasks import Task, Tasks
 from trust.digest import Arrays, arrays_from_bytes, sha256
 from trust.packed import Packed, packed, packed_from_bytes
 from trust.plan import Plan, from_json
+
+logger = logging.getLogger(f"twinward.{__name__}")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blob (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
@@ -64,6 +69,8 @@ class RoundRow:
 _PAGE_BYTES = 1 << 15  # a model is long: with SQLite's 4096 writing one takes five times as long
 _KEPT_BYTES = 32 << 20
 _READ_KEPT, _SMALL_BYTES = 6, 1 << 20
+_COLLECTING = ("sent", "collected")
+"""States in which the updates of a round are needed."""
 
 
 class Store:
@@ -74,7 +81,7 @@ class Store:
 
         Args:
             simulated: what was written survives the end of the process, and not of the machine. A power
-                cut takes the last rounds away whole; they are computed again.
+                cut takes the last rounds away, whole or in part; they are computed again.
 
         Raises:
             ServerError: it is damaged.
@@ -83,11 +90,14 @@ class Store:
         with suppress(FileExistsError):  # for this user alone: it holds the updates of each site
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
+        self._laid, self._simulated = Laid(path, self._db), simulated
         try:
             self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'NORMAL' if simulated else 'FULL'}")
-            self._db.executescript(_SCHEMA + tasks.SCHEMA)
+            self._db.executescript(_SCHEMA + tasks.SCHEMA + laid.SCHEMA)
+            if simulated:
+                self._forget_lost()
         except sqlite3.OperationalError:  # no room, or locked: another time it may go
             self._db.close()
             raise
@@ -108,6 +118,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        self._laid.close()
         self._db.close()
 
     # What was agreed before the first round.
@@ -238,7 +249,7 @@ class Store:
         """Records the update that a task of an asynchronous run brought: it counts in round `number`."""
         with self._write() as db:
             self._advance(db, number, "sent", "sent")
-            self._replies(db, number, {task.site: update})
+            self._reply(db, number, task.site, packed(update))
             tasks.take(db, task, at_s, number)
 
     def aggregated(
@@ -298,18 +309,25 @@ class Store:
 
     def answered(self, number: int) -> tuple[str, ...]:
         """The sites whose updates were admitted to a round, sorted."""
-        rows = self._db.execute("SELECT site FROM reply WHERE round = ? ORDER BY site", (number,))
-        return tuple(str(site) for (site,) in rows)
+        query = "SELECT site FROM reply WHERE round = :n UNION ALL SELECT site FROM laid WHERE round = :n"
+        return tuple(str(site) for (site,) in self._db.execute(f"{query} ORDER BY site", {"n": number}))
 
     def updates(self, number: int) -> Mapping[str, Mapping[str, np.ndarray]]:
-        """The admitted updates of a round by site; each is looked up when it is asked for."""
-        rows = self._db.execute("SELECT site, sha256 FROM reply WHERE round = ? ORDER BY site", (number,))
-        return _OnDisk(self, {str(site): str(digest) for site, digest in rows})
+        """The admitted updates of a round by site; each is looked up when it is asked for.
+
+        Those of a simulation are there until the next round gets updates.
+        """
+        query = "SELECT site, sha256 FROM reply WHERE round = :n UNION ALL SELECT site, sha256 FROM laid"
+        rows = self._db.execute(f"{query} WHERE round = :n ORDER BY site", {"n": number})
+        return _OnDisk(self, number, {str(site): str(digest) for site, digest in rows})
 
     def reply_bytes(self, number: int) -> dict[str, int]:
         """The size of each admitted update of a round, by site."""
-        query = "SELECT site, LENGTH(data) FROM reply JOIN blob USING (sha256) WHERE round = ? ORDER BY site"
-        return {str(site): int(size) for site, size in self._db.execute(query, (number,))}
+        query = "SELECT site, LENGTH(data) FROM reply JOIN blob USING (sha256) WHERE round = :n"
+        rows = self._db.execute(
+            f"{query} UNION ALL SELECT site, bytes FROM laid WHERE round = :n ORDER BY site", {"n": number}
+        )
+        return {str(site): int(size) for site, size in rows}
 
     def refuse(self, number: int, site: str, reason: str) -> None:
         """Records an answer that was not admitted; site is empty if it is not known."""
@@ -329,10 +347,12 @@ class Store:
         """
         return arrays_from_bytes(self.data(digest))
 
-    def update(self, digest: str) -> Packed:
-        """The update with this SHA-256, from memory if it has just come; raises as `arrays`."""
+    def update(self, number: int, site: str, digest: str) -> Packed:
+        """A site's update in a round, from memory if it has just come; raises as `arrays`."""
         kept = self._kept.get(digest)
-        return packed_from_bytes(self.data(digest)) if kept is None else kept
+        if kept is not None:
+            return kept
+        return packed_from_bytes(self._laid.data(number, site) or self.data(digest))
 
     def data(self, digest: str) -> bytes:
         """The canonical bytes with this SHA-256; raises as `arrays`."""
@@ -380,11 +400,30 @@ class Store:
     def _replies(
         self, db: sqlite3.Connection, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]
     ) -> None:
-        for site in sorted(updates):
-            update = packed(updates[site])
-            values = (number, site, self._put(db, update))
-            self._keep(update)
-            db.execute("INSERT INTO reply (round, site, sha256) VALUES (?, ?, ?)", values)
+        whole = {site: packed(updates[site]) for site in sorted(updates)}
+        if self._simulated:
+            self._laid.put(number, whole)
+            for update in whole.values():
+                self._keep(update)
+            return
+        for site, update in whole.items():
+            self._reply(db, number, site, update)
+
+    def _reply(self, db: sqlite3.Connection, number: int, site: str, update: Packed) -> None:
+        values = (number, site, self._put(db, update))
+        self._keep(update)
+        db.execute("INSERT INTO reply (round, site, sha256) VALUES (?, ?, ?)", values)
+
+    def _forget_lost(self) -> None:
+        """Asks again for updates of the round under way that are admitted and not whole on disk."""
+        row = self.last_round()
+        lost = () if row is None or row.state not in _COLLECTING else self._laid.lost(row.number)
+        if row is None or not lost:
+            return
+        logger.warning("round %d: %d updates are not whole on disk; asking again", row.number, len(lost))
+        with self._write() as db:
+            self._laid.forget(row.number, lost)
+            db.execute("UPDATE round SET state = 'sent' WHERE number = ?", (row.number,))
 
     def _advance(self, db: sqlite3.Connection, number: int, before: str, after: str) -> None:
         changed = db.execute(
@@ -397,11 +436,11 @@ class Store:
 class _OnDisk(Mapping[str, Mapping[str, np.ndarray]]):
     """Updates by site that are not all in memory."""
 
-    def __init__(self, store: Store, digests: Mapping[str, str]) -> None:
-        self._store, self._digests = store, digests
+    def __init__(self, store: Store, number: int, digests: Mapping[str, str]) -> None:
+        self._store, self._number, self._digests = store, number, digests
 
     def __getitem__(self, site: str) -> Packed:
-        return self._store.update(self._digests[site])
+        return self._store.update(self._number, site, self._digests[site])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._digests)

@@ -195,8 +195,7 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 def update_record(update: Mapping[str, np.ndarray]) -> ArrayRecord:
     """An update as it travels: one array, of the canonical bytes of its arrays."""
-    whole = packed(update)
-    return records.arrays({BYTES: Array("uint8", (len(whole.data),), "numpy.ndarray", whole.npy)})
+    return records.arrays({BYTES: records.laid(packed(update))})
 
 
 def read_update(record: ArrayRecord) -> Packed:
@@ -208,6 +207,9 @@ def read_update(record: ArrayRecord) -> Packed:
     array = record.get(BYTES)
     if len(record) != 1 or array is None:
         raise StrategyError(f"expected the one array {BYTES!r} in an update")
+    known = records.unlaid(array)
+    if known is not None:
+        return known
     try:
         return packed_from_npy(array.data)
     except TrustError as error:

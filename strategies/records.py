@@ -16,6 +16,8 @@ from typing import Final
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from trust.packed import Packed
+
 
 def words(values: Mapping[str, str | int]) -> ConfigRecord:
     """A record of settings."""
@@ -36,6 +38,35 @@ def content(records: Mapping[str, ArrayRecord | ConfigRecord]) -> RecordDict:
     whole = RecordDict()
     whole.__dict__["_data"].update(records)
     return whole
+
+
+class LaidArray(Array):
+    """An array of bytes that remembers within its process which arrays were laid into it.
+
+    So what one owner worked out about them (hash, layout) the next one need not. It is good as long as
+    `whole.npy` is the very object `data`, which cannot be changed. Nothing of it leaves the process.
+    """
+
+    whole: Packed
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def laid(whole: Packed) -> LaidArray:
+    """Packed arrays as one array of bytes."""
+    array = LaidArray.__new__(LaidArray)
+    array.__dict__.update(
+        dtype="uint8", shape=(len(whole.data),), stype="numpy.ndarray", data=whole.npy, whole=whole
+    )
+    return array
+
+
+def unlaid(array: Array) -> Packed | None:
+    """The arrays that `laid` laid into an array in this process; None of any other array."""
+    if isinstance(array, LaidArray) and type(array.whole) is Packed and array.whole.npy is array.data:
+        return array.whole
+    return None
 
 
 _MAGIC: Final = b"\x93NUMPY\x01\x00"
