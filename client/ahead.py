@@ -14,19 +14,20 @@ made of what is not complete, so after a crash the same sites go together as bef
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from flwr.app import Context, Message
 
 from client.app import READY, Begun, checked, complete, reserve
-from client.crew import threads_here
-from client.stacked import Work, can_stack, most_together, train_many
+from client.crew import Made, processes_here
+from client.site import OpenSite, sites_open
+from client.stacked import Work, can_stack, most_together
+from client.team import Base, Member, Team
 from conf.errors import TwinwardError
 from link.stopwatch import phase
 from link.wire import TRAIN
-from privacy.errors import PrivacyError
+from privacy.noise import NoiseStream
 from strategies.loss_release import releases
-from trust.digest import Arrays
 from trust.packed import Packed
 
 logger = logging.getLogger(f"twinward.{__name__}")
@@ -34,31 +35,91 @@ logger = logging.getLogger(f"twinward.{__name__}")
 Place = tuple[int, Begun]
 
 
-def train_ahead(requests: Sequence[tuple[Message, Context]]) -> Iterator[list[int]]:
-    """Places of requests, each once, in the order in which they are best delivered: group by group.
+class TrainAhead:
+    """Trains the sites of a simulated federation together; `close` ends what it started."""
 
-    Requests of a group have their rounds worked out, as far as possible, when it is given; the group must be
-    delivered before the next one is asked for.
-    """
-    groups: dict[tuple[str, int, str], list[Place]] = {}
-    rest = set(range(len(requests)))
-    stackable: dict[int, bool] = {}  # simulated sites share a model
-    for place, (message, context) in enumerate(requests):
-        begun = _checked(message, context)
-        if begun is None or begun.correction is not None or releases(begun.plan.strategy):
-            continue
-        model = begun.site.model
-        if id(model) not in stackable:
-            stackable[id(model)] = can_stack(model)
-        if stackable[id(model)]:
-            key = (begun.plan.hash, begun.request.round, begun.request.base)
-            groups.setdefault(key, []).append((place, begun))
-    for group in groups.values():
-        if len(group) > 1:
-            for part in _together(group):
-                rest -= set(part)
-                yield part
-    yield sorted(rest)
+    def __init__(self) -> None:
+        self._team: Team | None = None
+
+    def close(self) -> None:
+        """Ends the processes that train."""
+        if self._team is not None:
+            self._team.close()
+            self._team = None
+
+    def __call__(self, requests: Sequence[tuple[Message, Context]]) -> Iterator[list[int]]:
+        """Places of requests, each once, in the order in which they are best delivered: group by group.
+
+        Requests of a group have their rounds worked out, as far as possible, when it is given; the group must
+        be delivered before the next one is asked for.
+        """
+        groups: dict[tuple[str, int, str], list[Place]] = {}
+        rest = set(range(len(requests)))
+        stackable: dict[int, bool] = {}  # simulated sites share a model
+        for place, (message, context) in enumerate(requests):
+            begun = _checked(message, context)
+            if begun is None or begun.correction is not None or releases(begun.plan.strategy):
+                continue
+            model = begun.site.model
+            if id(model) not in stackable:
+                stackable[id(model)] = can_stack(model)
+            if stackable[id(model)]:
+                key = (begun.plan.hash, begun.request.round, begun.request.base)
+                groups.setdefault(key, []).append((place, begun))
+        for group in groups.values():
+            if len(group) > 1:
+                for part in self._together(group):
+                    rest -= set(part)
+                    yield part
+        yield sorted(rest)
+
+    def _together(self, group: Sequence[Place]) -> Iterator[list[int]]:
+        """Places whose rounds are in their ledgers: those that are complete there, then chunk after chunk."""
+        answers = list(zip(group, reserve([begun for _, begun in group]), strict=True))
+        yield from _held([(entry, found) for entry, found in answers if isinstance(found, Packed)])
+        yield from self._trained([entry for entry, found in answers if found is None])
+
+    def _trained(self, group: Sequence[Place]) -> Iterator[list[int]]:
+        if not group:
+            return
+        chunks = self._chunks([begun for _, begun in group])
+        while True:
+            with phase("training"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            made = [(group[number], release) for number, release in chunk if isinstance(release, Packed)]
+            if made:
+                complete([begun for (_, begun), _ in made], [release for _, release in made])
+                yield from _held([(entry, release) for entry, release in made])
+
+    def _chunks(self, rounds: Sequence[Begun]) -> Iterator[Made]:
+        first = rounds[0]
+        works = {
+            begun.site.name: Work(
+                examples=begun.site.examples,
+                declared=begun.plan.patients_of(begun.site.name),
+                stream=begun.stream,
+                correction=begun.correction,
+                steps=begun.plan.steps_of(begun.site.name),
+            )
+            for begun in rounds
+        }
+        base = Base(state=first.model, terms=first.plan.terms, strategy=first.plan.strategy)
+        together = most_together(len(first.plan.asked(first.request.round)))
+        return self._team_for(first.site, works).round(base, works, together)
+
+    def _team_for(self, site: OpenSite, works: Mapping[str, Work]) -> Team:
+        """The team that is there, or another of all sites that are open."""
+        if self._team is None or not self._team.fits(site.model, works):
+            self.close()
+            members = {
+                own.name: Member(examples=own.examples, stream=NoiseStream(own.secret, b""))
+                for own in sites_open()
+            }
+            processes = processes_here(site.config.engine.processes)
+            self._team = Team(site.model, site.task, members, processes)
+        return self._team
 
 
 def _checked(message: Message, context: Context) -> Begun | None:
@@ -69,52 +130,6 @@ def _checked(message: Message, context: Context) -> Begun | None:
     except (TwinwardError, OSError) as error:
         logger.debug("left to the site's app: %s", type(error).__name__)
         return None
-
-
-def _together(group: Sequence[Place]) -> Iterator[list[int]]:
-    """Places whose rounds are in their ledgers: those that are complete there, then chunk after chunk."""
-    answers = list(zip(group, reserve([begun for _, begun in group]), strict=True))
-    yield from _held([(entry, found) for entry, found in answers if isinstance(found, Packed)])
-    yield from _trained([entry for entry, found in answers if found is None])
-
-
-def _trained(group: Sequence[Place]) -> Iterator[list[int]]:
-    if not group:
-        return
-    chunks = _chunks([begun for _, begun in group])
-    while True:
-        with phase("training"):
-            chunk = next(chunks, None)
-        if chunk is None:
-            return
-        made = [(group[number], update) for number, update in chunk if not isinstance(update, PrivacyError)]
-        if made:
-            releases = complete([begun for (_, begun), _ in made], [update for _, update in made])
-            yield from _held([(entry, release) for (entry, _), release in zip(made, releases, strict=True)])
-
-
-def _chunks(rounds: Sequence[Begun]) -> Iterator[list[tuple[int, Arrays | PrivacyError]]]:
-    first = rounds[0]
-    works = [
-        Work(
-            examples=begun.site.examples,
-            declared=begun.plan.patients_of(begun.site.name),
-            stream=begun.stream,
-            correction=begun.correction,
-            steps=begun.plan.steps_of(begun.site.name),
-        )
-        for begun in rounds
-    ]
-    return train_many(
-        model=first.site.model,
-        state=first.model,
-        works=works,
-        task=first.site.task,
-        terms=first.plan.terms,
-        strategy=first.plan.strategy,
-        most_sites=most_together(len(first.plan.asked(first.request.round))),
-        threads=threads_here(first.site.config.engine.threads),
-    )
 
 
 def _held(entries: Sequence[tuple[Place, Packed]]) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ during training: a round's answer is the update and nothing else, and the noised
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -160,7 +160,7 @@ def reserve(rounds: Sequence[Begun]) -> list[Packed | ClientError | None]:
     return found
 
 
-def complete(rounds: Sequence[Begun], updates: Sequence[Arrays]) -> list[Packed]:
+def complete(rounds: Sequence[Begun], updates: Sequence[Mapping[str, np.ndarray]]) -> list[Packed]:
     """The releases of rounds that were reserved together, once they are in the ledgers."""
     plan, request = rounds[0].plan, rounds[0].request
     releases = [packed(update) for update in updates]

@@ -1,28 +1,52 @@
-"""Independent pieces of work on several cores, their results in order.
+"""Parts of a round trained in several processes at once.
 
-torch lets go of Python's lock while it computes. Each piece has one thread of torch, so that its bits do not
-hang on how many threads there are.
+The helpers are forked from this process, so they have the sites' windows and secrets already, and neither
+crosses a pipe: a part goes to a helper as a few words, and its releases come back through shared memory.
+Threads would wait for Python's lock between one small product and the next. Every process has one thread
+of torch, so that no bit hangs on how many there are.
+
+This process trains as well, and takes over what a helper leaves undone.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
+import mmap
+import multiprocessing
 import os
+import pickle
+import signal
 import sys
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Final, Generic, TypeVar
 
 import torch
 
-__all__ = ["in_order", "threads_here"]
+from privacy.errors import PrivacyError
+from trust.packed import Packed, packed_from_npy
 
-Result = TypeVar("Result")
+__all__ = ["Crew", "Made", "one_thread", "processes_here"]
+
+logger = logging.getLogger(f"twinward.{__name__}")
+
+Common = TypeVar("Common")
+Part = TypeVar("Part")
+Made = list[tuple[int, Packed | PrivacyError]]
+"""Of each site of a part its place, and its release or why it has none."""
+
+_AHEAD: Final = 2
+"""Parts that a helper has at a time, so that it need not wait for the next."""
+_END_S: Final = 2.0
 
 
-def threads_here(wanted: int | None) -> int:
-    """How many threads may train: as many as are wanted, else OMP_NUM_THREADS, else one for each core."""
+def processes_here(wanted: int | None) -> int:
+    """How many processes may train: as many as are wanted, else OMP_NUM_THREADS, else one for each core."""
     if wanted is not None:
         return wanted
     told = os.environ.get("OMP_NUM_THREADS", "")
@@ -31,49 +55,100 @@ def threads_here(wanted: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(pieces: Sequence[Callable[[], Result]], threads: int) -> Iterator[Result]:
-    """The results of the pieces, in their order; later ones are worked out while the caller uses a result.
+class Crew(Generic[Common, Part]):
+    """This process and its helpers; `close` ends them, and so does the end of this process."""
 
-    No more than `threads` + 1 results wait. With one thread nothing is worked out before it is asked for.
-    """
-    if threads <= 1 or len(pieces) <= 1:
-        for piece in pieces:
-            with _one_thread():
-                result = piece()
-            yield result
-        return
-    ahead: deque[Future[Result]] = deque()
-    with (
-        _quick_turns(),
-        ThreadPoolExecutor(
-            min(threads, len(pieces)), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool,
-    ):
+    def __init__(self, train: Callable[[Common, Part], Made], *, processes: int, room: int) -> None:
+        """Args:
+        train: trains a part, in any of the processes; `Common` and `Part` are pickled.
+        processes: in all. Only Linux forks safely; elsewhere this process is alone.
+        room: bytes that the releases of one part take at most.
+        """
+        self._train, self._room = train, room
+        self._wanted = processes - 1 if sys.platform == "linux" else 0
+        self._helpers: list[_Helper[Common, Part]] = []
+        self._started = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no helper was lost."""
+        return len(self._helpers) == self._started
+
+    def run(self, common: Common, parts: Sequence[Part]) -> Generator[Made, None, None]:
+        """What is made of each part, as it is done. Helpers start once there is more than one part.
+
+        Args:
+            common: what all parts need.
+        """
+        waiting = deque(parts)
+        if len(parts) > 1 and self._wanted and not self._started:
+            self._start()
         try:
-            for piece in pieces:
-                ahead.append(pool.submit(piece))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            for helper in list(self._helpers):
+                self._try(helper, waiting, lambda own: own.begin(common))
+            while waiting or self._busy:
+                for helper in list(self._helpers):
+                    self._try(helper, waiting, lambda own: own.hand_out(waiting))
+                for helper in self._ready(0.0 if waiting else None):
+                    made = self._try(helper, waiting, lambda own: own.take())
+                    if made is not None:
+                        yield made
+                if waiting:
+                    with one_thread():
+                        made = self._train(common, waiting.popleft())
+                    yield made
         finally:
-            for waiting in ahead:
-                waiting.cancel()
+            # Whoever lets go in the middle leaves helpers that say what nobody waits for.
+            for helper in self._busy:
+                self._lose(helper)
+
+    def close(self) -> None:
+        """Ends the helpers."""
+        for helper in self._helpers:
+            helper.end()
+        self._helpers = []
+
+    def _start(self) -> None:
+        try:
+            for _ in range(self._wanted):
+                others = [own.pipe for own in self._helpers]
+                self._helpers.append(_Helper(self._train, self._room, others))
+        except OSError as error:
+            logger.warning("cannot start another process (%s); fewer train", error.strerror)
+        self._wanted = self._started = len(self._helpers)
+
+    @property
+    def _busy(self) -> list[_Helper[Common, Part]]:
+        return [helper for helper in self._helpers if helper.waiting]
+
+    def _ready(self, timeout_s: float | None) -> list[_Helper[Common, Part]]:
+        busy = self._busy
+        ready = wait([helper.pipe for helper in busy], timeout_s) if busy else []
+        return [helper for helper in busy if helper.pipe in ready]
+
+    def _try(
+        self,
+        helper: _Helper[Common, Part],
+        waiting: deque[Part],
+        ask: Callable[[_Helper[Common, Part]], Made | None],
+    ) -> Made | None:
+        """What a helper says; one that is gone or failed leaves its parts to the others."""
+        try:
+            return ask(helper)
+        except (EOFError, OSError, _Failed) as error:
+            logger.warning("a process that trains sites ended (%s); others do its part", error)
+            waiting.extendleft(helper.waiting)
+            self._lose(helper)
+            return None
+
+    def _lose(self, helper: _Helper[Common, Part]) -> None:
+        self._helpers.remove(helper)
+        helper.end()
 
 
 @contextmanager
-def _quick_turns() -> Iterator[None]:
-    """Within it, a thread back from a product waits a tenth as long for Python's lock: 0.5 ms."""
-    before_s = sys.getswitchinterval()
-    sys.setswitchinterval(min(before_s, 0.0005))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before_s)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Within it torch has one thread."""
     before = torch.get_num_threads()
     if before == 1:
         yield
@@ -83,3 +158,132 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class _Failed(Exception):
+    """A helper could not train a part; the text is the type of the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a helper made: place, length and SHA-256 of each release, or why there is none; or a failure."""
+
+    made: tuple[tuple[int, int, str], ...] = ()
+    failed: str = ""
+
+
+class _Helper(Generic[Common, Part]):
+    """One forked process, and its memory for the releases of the parts that it has."""
+
+    def __init__(self, train: Callable[[Common, Part], Made], room: int, pipes: Sequence[Connection]) -> None:
+        self._room, self._taken = room, 0
+        self._memory = mmap.mmap(-1, _AHEAD * room)
+        self.waiting: deque[Part] = deque()
+        context = multiprocessing.get_context("fork")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(train, theirs, [self.pipe, *pipes], self._memory, room), daemon=True
+        )
+        with warnings.catch_warnings():
+            # From Python 3.12 on: other threads of this process hold no lock that a helper takes.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process.start()
+        theirs.close()
+
+    def begin(self, common: Common) -> None:
+        """Says what the next parts have in common."""
+        self.pipe.send_bytes(pickle.dumps((True, common), pickle.HIGHEST_PROTOCOL))
+
+    def hand_out(self, waiting: deque[Part]) -> None:
+        """Gives parts, as long as it has too few and enough are left for this process."""
+        while waiting and len(self.waiting) < (_AHEAD if len(waiting) > 1 else 1):
+            part = waiting.popleft()
+            self.waiting.append(part)
+            self.pipe.send_bytes(pickle.dumps((False, part), pickle.HIGHEST_PROTOCOL))
+
+    def take(self) -> Made:
+        """What it made of the part that it has had for longest; waits for it."""
+        said: _Said = self.pipe.recv()
+        if said.failed:
+            raise _Failed(said.failed)
+        self.waiting.popleft()
+        made: Made = []
+        begin = self._taken % _AHEAD * self._room
+        self._taken += 1
+        for place, length, word in said.made:
+            if length:
+                npy = self._memory[begin : begin + length]
+                made.append((place, packed_from_npy(npy, sha256=word)))
+                begin += length
+            else:
+                made.append((place, PrivacyError(word)))
+        return made
+
+    def end(self) -> None:
+        """Ends it at once: what it had is lost."""
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join(_END_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+        self._memory.close()
+
+
+def _serve(
+    train: Callable[[Common, Part], Made],
+    pipe: Connection,
+    others: Sequence[Connection],
+    memory: mmap.mmap,
+    room: int,
+) -> None:
+    """What a helper does, until the process that forked it is gone or wants no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Open files of the parent must not be closed by a collection here: a database would be tidied up.
+    gc.freeze()
+    torch.set_num_threads(1)
+    for other in others:  # else a helper would keep its own pipe open after the parent's end
+        other.close()
+    common: Common | None = None
+    number = 0
+    while True:
+        try:
+            is_common, said = pickle.loads(pipe.recv_bytes())  # noqa: S301  from the process that forked us
+            if is_common:
+                common = said
+                continue
+            pipe.send(_made(train, common, said, memory, number % _AHEAD * room, room))
+            number += 1
+        except (EOFError, OSError):
+            return
+
+
+def _made(
+    train: Callable[[Common, Part], Made],
+    common: Common | None,
+    part: Part,
+    memory: mmap.mmap,
+    begin: int,
+    room: int,
+) -> _Said:
+    """Trains a part and lays its releases into the shared memory."""
+    end, told = begin + room, []
+    try:
+        if common is None:
+            raise ValueError("a part came before what it needs")
+        for place, release in train(common, part):
+            if isinstance(release, PrivacyError):
+                told.append((place, 0, str(release)))
+                continue
+            length = len(release.npy)
+            if begin + length > end:
+                raise MemoryError("releases are greater than the memory for them")
+            memory[begin : begin + length] = release.npy
+            told.append((place, length, release.sha256))
+            begin += length
+    except Exception as error:  # noqa: BLE001  the parent does this part itself, and meets the same fault
+        # Its type alone: a text may hold a patient's value.
+        return _Said(failed=type(error).__name__)
+    return _Said(made=tuple(told))

@@ -289,6 +289,11 @@ def open_site(context: Context, asked: Asked | None = None) -> OpenSite:
     return _OPEN.sites[partition]
 
 
+def sites_open() -> tuple[OpenSite, ...]:
+    """The simulated sites that this process holds open."""
+    return tuple(_OPEN.sites.values())
+
+
 def keeper_of(context: Context) -> Keeper | None:
     """The doorkeeper of the hospital that a node stands for; None in a simulation."""
     rehearsed = _REHEARSED.get()

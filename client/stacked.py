@@ -12,10 +12,8 @@ Letters: S sites of a chunk, N windows, P patients, W windows of a patient.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from client.chained import ChainedStep
-from client.crew import in_order
+from client.crew import one_thread
 from client.draws import Drawing, Layout, lay_out, takes_all
 from client.trainer import load_state, not_finite, split, steps_at_once, train, trainable
 from conf.schema import Strategy
@@ -95,7 +93,6 @@ def train_many(
     strategy: Strategy,
     floats_at_once: int = FLOATS_AT_ONCE,
     most_sites: int | None = None,
-    threads: int = 1,
 ) -> Iterator[list[tuple[int, Arrays | PrivacyError]]]:
     """Chunk after chunk, the place in `works` and the update of each wanted site, or why it has none.
 
@@ -103,54 +100,47 @@ def train_many(
         model: a network of which `can_stack` holds and into which `state` is loaded.
         floats_at_once: bound on the numbers of a step, from which follows how many sites go together.
         most_sites: that go together; None is MOST_SITES.
-        threads: that train chunks, each its own, on a processor; the updates do not hang on it.
     """
-    load_state(model, state)
-    shop = _Workshop(model, state, task, terms, strategy)
-    chunks = _chunks(model, works, terms, floats_at_once, most_sites or MOST_SITES)
-    wanted = [places for places in chunks if any(works[place].wanted for place in places)]
-    pieces = [partial(shop.trained, works, places) for places in wanted]
-    yield from in_order(pieces, threads if shop.on_processor else 1)
+    shop = Workshop(model, state, task, terms, strategy)
+    for places in chunks(model, works, terms, floats_at_once, most_sites or MOST_SITES):
+        with one_thread():
+            made = shop.trained([works[place] for place in places])
+        yield [(places[number], update) for number, update in made]
 
 
-class _Workshop:
-    """Trains chunks, in any thread; what a chunk needs as scratch space each thread has for itself."""
+class Workshop:
+    """Trains chunks of sites from one base under one plan."""
 
     def __init__(
         self, model: nn.Module, state: Mapping[str, np.ndarray], task: Task, terms: Terms, strategy: Strategy
     ) -> None:
+        load_state(model, state)
         self._model, self._state, self._task = model, state, task
         self._terms, self._strategy = terms, strategy
-        self._own = threading.local()
         self._start = {name: value.detach().clone() for name, value in trainable(model).items()}
         hidden = None if terms.private else hidden_layers(model)
         self._chain = (model, hidden) if hidden is not None and isinstance(model, Network) else None
-        self.on_processor = all(value.device.type == "cpu" for value in self._start.values())
+        self._stacked: Stack | None = None
+        self._copy: nn.Module | None = None
 
-    def trained(
-        self, works: Sequence[Work], places: Sequence[int]
-    ) -> list[tuple[int, Arrays | PrivacyError]]:
-        """The updates of the wanted sites of a chunk."""
-        if len(places) == 1:
-            return [(places[0], self._alone(works[places[0]]))]
-        some = [works[place] for place in places]
-        stacked = None if self._chain is not None else self._stacked()
-        run = _Run(stacked, self._start, some, self._task, self._terms, self._strategy, self._chain)
-        made = zip(places, run.updates(), strict=True)
-        return [(place, update) for place, update in made if works[place].wanted]
-
-    def _stacked(self) -> Stack:
-        if not hasattr(self._own, "stacked"):
-            self._own.stacked = stack(self._model)
-        found: Stack = self._own.stacked
-        return found
+    def trained(self, works: Sequence[Work]) -> list[tuple[int, Arrays | PrivacyError]]:
+        """The place and the update of each wanted site of a chunk."""
+        if not any(work.wanted for work in works):
+            return []
+        if len(works) == 1:
+            return [(0, self._alone(works[0]))]
+        if self._chain is None and self._stacked is None:
+            self._stacked = stack(self._model)
+        run = _Run(self._stacked, self._start, works, self._task, self._terms, self._strategy, self._chain)
+        return [(place, update) for place, update in enumerate(run.updates()) if works[place].wanted]
 
     def _alone(self, work: Work) -> Arrays | PrivacyError:
-        if not hasattr(self._own, "model"):
-            self._own.model = copy.deepcopy(self._model)
+        # A copy: what is stacked is made of the model as it was loaded.
+        if self._copy is None:
+            self._copy = copy.deepcopy(self._model)
         try:
             return train(
-                model=self._own.model,
+                model=self._copy,
                 state=self._state,
                 examples=work.examples,
                 task=self._task,
@@ -164,7 +154,7 @@ class _Workshop:
             return error
 
 
-def _chunks(
+def chunks(
     model: nn.Module, works: Sequence[Work], terms: Terms, floats: int, most: int
 ) -> Iterator[list[int]]:
     """Places of sites that go together, small sites first."""

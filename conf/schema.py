@@ -191,7 +191,7 @@ class Engine:
     device: str = field(
         default="auto", metadata={"choices": ("auto", "cpu", "cuda"), "doc": "where tensors live"}
     )
-    threads: int | None = _in(
+    processes: int | None = _in(
         None,
         1,
         1024,

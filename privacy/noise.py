@@ -65,6 +65,17 @@ class NoiseStream:
     def __repr__(self) -> str:
         return "NoiseStream(<secret>)"
 
+    @property
+    def context(self) -> bytes:
+        """What the numbers are for; public."""
+        return self._context
+
+    def at(self, context: bytes) -> NoiseStream:
+        """The stream of the same secret for another context, at its start."""
+        found = NoiseStream.__new__(NoiseStream)
+        found._begin(self._extracted, context)
+        return found
+
     def child(self, label: str | bytes) -> NoiseStream:
         """The stream at its start for a part of this context (a step, or one use within a step)."""
         name = label.encode() if isinstance(label, str) else label

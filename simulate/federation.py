@@ -18,13 +18,13 @@ from flwr.serverapp import Grid
 
 import client.app
 import server.app
-from client.ahead import train_ahead
+from client.ahead import TrainAhead
 from client.booking import AnyLedger
 from client.site import LEDGERS, SHARED, Part, close_sites, site_names, training_examples
 from conf.load import to_json
 from conf.schema import Config
 from link.flower import COORDINATOR_NODE_ID, RUN_ID
-from link.local import Ahead, LocalGrid
+from link.local import LocalGrid
 from server.cohorts import cohort_models
 from server.errors import ServerError
 from server.store import Store
@@ -193,15 +193,14 @@ def _grid(
             with ray_grid(workers, config, settings, taking_part, directory) as grid:
                 yield grid
             return
+    # Before sites are asked one by one they are trained together, with engine=batched and auto.
+    ahead = None if config.engine.name == "local" else TrainAhead()
     try:
-        yield LocalGrid(client.app.app, {**settings, LEDGERS: SHARED}, taking_part, ahead=_ahead(config))
+        yield LocalGrid(client.app.app, {**settings, LEDGERS: SHARED}, taking_part, ahead=ahead)
     finally:
+        if ahead is not None:
+            ahead.close()
         close_sites()
-
-
-def _ahead(config: Config) -> Ahead | None:
-    """What is done before sites are asked one by one: with engine=batched and auto, their training."""
-    return None if config.engine.name == "local" else train_ahead
 
 
 def _finished(config: Config, directory: Path, part: Part) -> bool:

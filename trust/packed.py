@@ -130,8 +130,11 @@ def packed_from_bytes(data: bytes | memoryview) -> Packed:
     return packed_from_npy(_before(len(data)) + data)
 
 
-def packed_from_npy(npy: bytes) -> Packed:
+def packed_from_npy(npy: bytes, sha256: str | None = None) -> Packed:
     """The arrays of `Packed.npy`, not copied.
+
+    Args:
+        sha256: of the canonical bytes, if somebody who is trusted worked it out.
 
     Raises:
         TrustError: it is no such file. Nothing is ever unpickled.
@@ -151,7 +154,9 @@ def packed_from_npy(npy: bytes) -> Packed:
         while len(_KNOWN) >= 16:
             _KNOWN.pop(next(iter(_KNOWN)), None)
         _KNOWN[layout.header] = layout
-    return Packed(npy, begin, layout)
+    found = Packed(npy, begin, layout)
+    found._sha256 = sha256
+    return found
 
 
 _KNOWN: Final[dict[bytes, _Layout]] = {}

@@ -24,7 +24,7 @@ def main() -> None:
     job, clock = job_of_this_process(), Clock()
     config = settings(job.model, job.mode, job.rounds)
     if job.mode == "batched":
-        config.engine.threads = job.workers
+        config.engine.processes = job.workers
     data = (tasks.build(config.task), examples_of_sites(job))
     client.site._data = lambda _: data  # type: ignore[assignment]  # windows from memory
     with tempfile.TemporaryDirectory() as folder:

@@ -222,33 +222,6 @@ def test_without_privacy_a_site_that_overflows_is_refused_and_the_others_are_not
     assert [isinstance(found[place], PrivacyError) for place in range(3)] == [False, True, False]
 
 
-@pytest.mark.parametrize(("task", "model"), [("heart", "mlp"), ("heart", "linear"), ("glucose", "gru")])
-def test_threads_change_no_bit_of_an_update(task: str, model: str, folder: Path) -> None:
-    config = _config(task, model, folder)
-    sites = _ragged(_examples(task, folder)) * 3
-    network, terms = models.build(config.model, tasks.build(config.task)), _terms(private=False, rate=0.6)
-    strategy = Strategy(local_steps=3, learning_rate=0.05)
-    found = []
-    for threads in (1, 3):
-        chunks = train_many(
-            model=network,
-            state=_state(config),
-            works=_works(sites),
-            task=tasks.build(config.task),
-            terms=terms,
-            strategy=strategy,
-            most_sites=2,
-            threads=threads,
-        )
-        found.append(list(chunks))
-    assert [place for chunk in found[0] for place, _ in chunk] == [p for chunk in found[1] for p, _ in chunk]
-    for one, other in zip(*found, strict=True):
-        for (_, alone), (_, beside) in zip(one, other, strict=True):
-            assert isinstance(alone, dict) and isinstance(beside, dict)
-            for name, value in alone.items():
-                np.testing.assert_array_equal(beside[name], value)
-
-
 def test_a_model_that_computes_something_else_is_no_chain(folder: Path) -> None:
     config = _config("heart", "mlp", folder)
     chain = models.build(config.model, tasks.build(config.task))
