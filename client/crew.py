@@ -89,11 +89,14 @@ class Crew(Generic[Common, Part]):
             while waiting or self._busy:
                 for helper in list(self._helpers):
                     self._try(helper, waiting, lambda own: own.hand_out(waiting))
-                for helper in self._ready(0.0 if waiting else None):
+                ready = self._ready(0.0 if waiting else None)
+                for helper in ready:
                     made = self._try(helper, waiting, lambda own: own.take())
                     if made is not None:
+                        self._try(helper, waiting, lambda own: own.hand_out(waiting))
                         yield made
-                if waiting:
+                # Only while nothing waits to be booked: helpers have work, and this process alone books.
+                if waiting and not ready:
                     with one_thread():
                         made = self._train(common, waiting.popleft())
                     yield made
