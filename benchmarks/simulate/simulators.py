@@ -36,7 +36,11 @@ class Simulator:
 SIMULATORS = {
     "bare": Simulator(title="bare PyTorch loop", module="peer_bare"),
     "batched": Simulator(
-        title="**Twinward `batched`**", module="peer_ours", mode="batched", workers=2, most_sites=100_000
+        title="**Twinward `batched`**, two processes",
+        module="peer_ours",
+        mode="batched",
+        workers=2,
+        most_sites=100_000,
     ),
     "local": Simulator(title="**Twinward `local`**", module="peer_ours", mode="local", most_sites=100_000),
     "pfl": Simulator(title="pfl 0.6, one process", module="peer_pfl", environment="pfl"),
