@@ -92,7 +92,7 @@ def _watch(child: subprocess.Popen[bytes], most_s: float) -> float:
     while child.poll() is None:
         processes = (child.pid, *descendants(child.pid))
         resident = sum(_resident(process) for process in processes)
-        # What is shared costs the processes time to find out, so it is asked for when there is more than before.
+        # To find out what is shared takes the processes time: it is asked for when there is more than before.
         if resident > 1.02 * most_resident:
             most_resident = resident
             peak = max(peak, sum(_proportional(process) for process in processes))
