@@ -95,16 +95,7 @@ class TrainAhead:
 
     def _chunks(self, rounds: Sequence[Begun]) -> Iterator[Made]:
         first = rounds[0]
-        works = {
-            begun.site.name: Work(
-                examples=begun.site.examples,
-                declared=begun.plan.patients_of(begun.site.name),
-                stream=begun.stream,
-                correction=begun.correction,
-                steps=begun.plan.steps_of(begun.site.name),
-            )
-            for begun in rounds
-        }
+        works = {begun.site.name: begun.work for begun in rounds}
         base = Base(state=first.model, terms=first.plan.terms, strategy=first.plan.strategy)
         together = most_together(len(first.plan.asked(first.request.round)))
         return self._team_for(first.site, works).round(base, works, together)

@@ -20,11 +20,14 @@ from client.asked import read_asked
 from client.errors import ClientError
 from client.policy import release_of
 from client.site import OpenSite, open_site
+from client.stacked import Work, Workshop
 from client.trainer import train
 from link.stopwatch import phase
 from link.wire import Answer, Round, answer, question_answer, read_correction, read_train_request
+from privacy.errors import PrivacyError
 from privacy.noise import NoiseStream
 from strategies.bound import correction_bound
+from strategies.loss_release import releases
 from strategies.rule import norm
 from trust.digest import Arrays, arrays_sha256
 from trust.packed import Packed, packed
@@ -100,6 +103,17 @@ class Begun:
         base = "" if self.site.simulated else f" base {self.request.base}"
         context = f"plan {self.plan.hash} round {self.request.round}{base} data {self.site.data_sha256}"
         return NoiseStream(self.site.secret, context.encode())
+
+    @property
+    def work(self) -> Work:
+        """What the site brings to the round."""
+        return Work(
+            examples=self.site.examples,
+            declared=self.plan.patients_of(self.site.name),
+            stream=self.stream,
+            correction=self.correction,
+            steps=self.plan.steps_of(self.site.name),
+        )
 
 
 READY: Final[dict[int, tuple[Begun, Packed]]] = {}
@@ -297,15 +311,21 @@ def corrected(site: OpenSite, plan: Plan, correction: Arrays | None) -> Arrays |
 
 
 def _update(begun: Begun) -> Arrays:
+    """Raises PrivacyError: without privacy only, a gradient is not finite."""
     site, plan = begun.site, begun.plan
-    return train(
-        model=site.model,
-        state=begun.model,
-        examples=site.examples,
-        task=site.task,
-        terms=plan.terms,
-        strategy=plan.strategy_of(site.name),
-        declared=plan.patients_of(site.name),
-        stream=begun.stream,
-        correction=begun.correction,
-    )
+    if releases(plan.strategy):
+        return train(
+            model=site.model,
+            state=begun.model,
+            examples=site.examples,
+            task=site.task,
+            terms=plan.terms,
+            strategy=plan.strategy_of(site.name),
+            declared=plan.patients_of(site.name),
+            stream=begun.stream,
+        )
+    shop = Workshop(site.model, begun.model, site.task, plan.terms, plan.strategy)
+    ((_, update),) = shop.trained([begun.work])
+    if isinstance(update, PrivacyError):
+        raise update
+    return update

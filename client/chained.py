@@ -10,7 +10,9 @@ D = F + H features, Q latents, N = S × R.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -33,8 +35,10 @@ class ChainedStep:
         weights: of all sites, (S, *shape) by name, each in one piece; they are what moves.
         """
         self._model, self._head_SQD = model, weights["head.weight"]
-        self._layers = [(weights[f"{name}.weight"], weights[f"{name}.bias"][:, None]) for name in hidden]
-        self._room: dict[str, Tensor] = {}
+        self._layers = [_Layer(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in hidden]
+        self._learnt_SQH = self._head_SQD[..., len(model.centre_F) :]
+        self._minus_one = self._head_SQD.new_tensor(-1.0)
+        self._rooms: dict[int, _Room] = {}
 
     def descend(self, part: Examples, weight_N: Tensor, rate: float) -> None:
         """One step down the gradient of the sum of loss × weight.
@@ -42,61 +46,107 @@ class ChainedStep:
         Args:
             part: the step's windows, as many of each site, site after site; their tables are whitened.
         """
-        table_NF = part.table_NF
-        sites, _, features = self._head_SQD.shape
-        rows, columns = len(table_NF) // sites, table_NF.shape[1]
-        features_SRD = self._taken("features", sites, rows, features)
-        features_SRD[..., :columns] = table_NF.view(sites, rows, columns)
-        seen = self._forward(features_SRD, table_NF.clamp(-_WIDEST, _WIDEST).view(sites, rows, columns))
-        latents_SRQ = torch.bmm(features_SRD, self._head_SQD.transpose(1, 2))
-        change_SRQ = self._at_latents(latents_SRQ, part, weight_N)
+        room = self._room(len(part.table_NF) // len(self._head_SQD))
+        table_SRF = part.table_NF.view(room.table_SRF.shape)
+        room.table_SRF.copy_(table_SRF)
+        seen = table_SRF.clamp(-_WIDEST, _WIDEST) if self._layers else table_SRF
+        before = [seen]
+        for layer, out_SRH in zip(self._layers, room.outs, strict=True):
+            # tanh(x) is 2 sigmoid(2x) - 1, to 2e-7: torch's tanh takes five times as long.
+            torch.baddbmm(layer.bias_S1H, before[-1], layer.weight_SIH, beta=2.0, alpha=2.0, out=out_SRH)
+            torch.add(self._minus_one, out_SRH.sigmoid_(), alpha=2.0, out=out_SRH)
+            before.append(out_SRH)
         if self._layers:
-            self._backward(seen, change_SRQ, self._head_SQD[..., columns:], rate)
-        self._head_SQD.baddbmm_(change_SRQ.transpose(1, 2), features_SRD, alpha=-rate)
-
-    def _forward(self, features_SRD: Tensor, inputs_SRF: Tensor) -> list[Tensor]:
-        """What each hidden layer saw, and what the last one gave, which becomes part of the features."""
-        seen, (sites, rows, columns) = [inputs_SRF], inputs_SRF.shape
-        for number, (weight_SHI, bias_S1H) in enumerate(self._layers):
-            out_SRH = self._taken(f"layer {number}", sites, rows, weight_SHI.shape[1])
-            torch.baddbmm(bias_S1H, seen[-1], weight_SHI.transpose(1, 2), out=out_SRH)
-            # tanh as a sigmoid, to 2e-7: torch's tanh takes five times as long.
-            out_SRH.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
-            seen.append(out_SRH)
+            room.learnt_SRH.copy_(before[-1])
+        latents_NQ = torch.bmm(room.features_SRD, self._head_SQD.transpose(1, 2)).flatten(0, 1)
+        change_SRQ = self._at_latents(latents_NQ, part, weight_N).view(*room.table_SRF.shape[:2], -1)
         if self._layers:
-            features_SRD[..., columns:] = seen[-1]
-        return seen
+            self._backward(before, change_SRQ, room, rate)
+        self._head_SQD.baddbmm_(change_SRQ.transpose(1, 2), room.features_SRD, alpha=-rate)
 
-    def _at_latents(self, latents_SRQ: Tensor, part: Examples, weight_N: Tensor) -> Tensor:
-        """The gradient of the weighted loss at the head's outputs."""
-        outputs_NO = self._model.expand(latents_SRQ.flatten(0, 1))
+    def _at_latents(self, latents_NQ: Tensor, part: Examples, weight_N: Tensor) -> Tensor:
+        """The gradient of the weighted loss at the head's outputs, N × Q."""
+        outputs_NO = self._model.expand(latents_NQ)
         change_NO = self._model.task.loss_gradient(outputs_NO, part).mul_(weight_N[:, None])
-        return self._model.contract(change_NO).view(latents_SRQ.shape)
+        return self._model.contract(change_NO)
 
-    def _backward(self, seen: list[Tensor], change_SRQ: Tensor, head_SQH: Tensor, rate: float) -> None:
+    def _backward(self, before: list[Tensor], change_SRQ: Tensor, room: _Room, rate: float) -> None:
         """Moves the hidden layers, last to first; each after the gradient went through it."""
-        sites, rows = change_SRQ.shape[:2]
-        change_SRH = self._taken("change", sites, rows, head_SQH.shape[2])
+        change_SRH = room.changes[-1]
         if change_SRQ.shape[2] == 1:
-            torch.mul(change_SRQ, head_SQH, out=change_SRH)
+            torch.mul(change_SRQ, self._learnt_SQH, out=change_SRH)
         else:
-            torch.bmm(change_SRQ, head_SQH, out=change_SRH)
-        # In one piece: otherwise torch multiplies for one site after the other.
-        one_S1R = change_SRH.new_ones(sites, 1, rows)
+            torch.bmm(change_SRQ, self._learnt_SQH, out=change_SRH)
         for number in reversed(range(len(self._layers))):
-            weight_SHI, bias_S1H = self._layers[number]
-            torch.ops.aten.tanh_backward.grad_input(change_SRH, seen[number + 1], grad_input=change_SRH)
-            before_SRI = change_SRH
+            layer, change_SRH = self._layers[number], room.changes[number]
+            torch.ops.aten.tanh_backward.grad_input(change_SRH, before[number + 1], grad_input=change_SRH)
             if number:
-                before_SRI = self._taken(f"change {number}", sites, rows, weight_SHI.shape[2])
-                torch.bmm(change_SRH, weight_SHI, out=before_SRI)
-            weight_SHI.baddbmm_(change_SRH.transpose(1, 2), seen[number], alpha=-rate)
-            bias_S1H.baddbmm_(one_S1R, change_SRH, alpha=-rate)
-            change_SRH = before_SRI
+                torch.bmm(change_SRH, layer.weight_SHI, out=room.changes[number - 1])
+            layer.weight_SHI.baddbmm_(change_SRH.transpose(1, 2), before[number], alpha=-rate)
+            layer.bias_S1H.baddbmm_(room.one_S1R, change_SRH, alpha=-rate)
 
-    def _taken(self, name: str, sites: int, rows: int, width: int) -> Tensor:
-        """Memory of that shape under a name, kept for the next step."""
-        size = sites * rows * width
-        if name not in self._room or self._room[name].numel() < size:
-            self._room[name] = self._head_SQD.new_empty(size + size // 8)
-        return self._room[name][:size].view(sites, rows, width)
+    def _room(self, rows: int) -> _Room:
+        """Scratch space for so many rows of each site; what it needs is taken once for the most rows."""
+        if rows not in self._rooms:
+            widths = [layer.weight_SHI.shape[1] for layer in self._layers]
+            columns = self._head_SQD.shape[2] - self._learnt_SQH.shape[2]
+            if self._rooms and rows < max(self._rooms):
+                self._rooms[rows] = self._rooms[max(self._rooms)].narrower(rows)
+            else:
+                self._rooms = {rows: _Room.of(self._head_SQD, rows, columns, widths)}
+        return self._rooms[rows]
+
+
+class _Layer:
+    """A hidden layer of all sites, and the ways in which products read it."""
+
+    __slots__ = ("bias_S1H", "weight_SHI", "weight_SIH")
+
+    def __init__(self, weight_SHI: Tensor, bias_SH: Tensor) -> None:
+        self.weight_SHI, self.weight_SIH = weight_SHI, weight_SHI.transpose(1, 2)
+        self.bias_S1H = bias_SH[:, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """Scratch space of a step: features (the table, then what is learnt), layers' outputs and gradients."""
+
+    features_SRD: Tensor
+    table_SRF: Tensor
+    learnt_SRH: Tensor
+    outs: tuple[Tensor, ...]
+    changes: tuple[Tensor, ...]
+    one_S1R: Tensor
+
+    @staticmethod
+    def of(like_SQD: Tensor, rows: int, columns: int, widths: Sequence[int]) -> _Room:
+        """Space taken anew."""
+        sites, _, features = like_SQD.shape
+        features_SRD = like_SQD.new_empty(sites, rows, features)
+        return _Room(
+            features_SRD=features_SRD,
+            table_SRF=features_SRD[..., :columns],
+            learnt_SRH=features_SRD[..., columns:],
+            outs=tuple(like_SQD.new_empty(sites, rows, width) for width in widths),
+            changes=tuple(like_SQD.new_empty(sites, rows, width) for width in widths),
+            # In one piece: otherwise torch multiplies for one site after the other.
+            one_S1R=like_SQD.new_ones(sites, 1, rows),
+        )
+
+    def narrower(self, rows: int) -> _Room:
+        """The same memory for fewer rows."""
+        sites, _, features = self.features_SRD.shape
+        columns = self.table_SRF.shape[2]
+        features_SRD = _fewer(self.features_SRD, sites, rows, features)
+        return _Room(
+            features_SRD=features_SRD,
+            table_SRF=features_SRD[..., :columns],
+            learnt_SRH=features_SRD[..., columns:],
+            outs=tuple(_fewer(out, sites, rows, out.shape[2]) for out in self.outs),
+            changes=tuple(_fewer(change, sites, rows, change.shape[2]) for change in self.changes),
+            one_S1R=self.one_S1R.new_ones(sites, 1, rows),
+        )
+
+
+def _fewer(space: Tensor, *shape: int) -> Tensor:
+    return space.view(-1)[: math.prod(shape)].view(shape)

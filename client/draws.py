@@ -151,20 +151,30 @@ def lay_out(draws: Draws, first_S: np.ndarray) -> list[Layout]:
     Args:
         first_S: row at which the windows of each site begin, S + 1 numbers; the last is the padding's.
     """
-    sites, made = np.arange(draws.present_TS.shape[1]), []
-    for present_S, (counts_K, windows_M) in zip(draws.present_TS, draws.steps, strict=True):
-        shape = (len(sites), int(present_S.max(initial=0)), int(counts_K.max(initial=0)))
-        index_SPW, weight_SPW = np.full(shape, first_S[-1]), np.zeros(shape, np.float32)
-        site_K = np.repeat(sites, present_S)
-        place_K = np.arange(len(counts_K)) - np.repeat(np.cumsum(present_S) - present_S, present_S)
-        slot_K = (site_K * shape[1] + place_K) * shape[2]
-        begin_K = first_S[site_K]
-        share_K = (1.0 / counts_K).astype(np.float32)
-        if shape[2] > 1:
-            within_M = np.arange(len(windows_M)) - np.repeat(np.cumsum(counts_K) - counts_K, counts_K)
-            slot_K = np.repeat(slot_K, counts_K) + within_M
-            begin_K, share_K = np.repeat(begin_K, counts_K), np.repeat(share_K, counts_K)
-        index_SPW.reshape(-1)[slot_K] = windows_M + begin_K
-        weight_SPW.reshape(-1)[slot_K] = share_K
-        made.append(Layout(index_SPW=index_SPW, weight_SPW=weight_SPW, present_S=present_S))
-    return made
+    present_TS, counts_K = draws.present_TS, draws.counts_K
+    steps, sites = present_TS.shape
+    # A block is the patients of one site in one step.
+    block_K = np.repeat(np.arange(steps * sites), present_TS.reshape(-1))
+    step_K, site_K = np.divmod(block_K, sites)
+    rows_T, width_T = present_TS.max(axis=1, initial=0), np.zeros(steps, np.int64)
+    np.maximum.at(width_T, step_K, counts_K)
+    end_T = np.cumsum(sites * rows_T * width_T)
+    before_K = (np.cumsum(present_TS) - present_TS.reshape(-1))[block_K]
+    place_K = site_K * rows_T[step_K] + np.arange(len(block_K)) - before_K
+    slot_K = (end_T - sites * rows_T * width_T)[step_K] + place_K * width_T[step_K]
+    begin_K, share_K = first_S[site_K], (1.0 / counts_K).astype(np.float32)
+    if width_T.max(initial=0) > 1:
+        within_M = np.arange(len(draws.windows_M)) - np.repeat(np.cumsum(counts_K) - counts_K, counts_K)
+        slot_K, begin_K, share_K = (np.repeat(each, counts_K) for each in (slot_K, begin_K, share_K))
+        slot_K = slot_K + within_M
+    index, weight = np.full(int(end_T[-1]), first_S[-1]), np.zeros(int(end_T[-1]), np.float32)
+    index[slot_K], weight[slot_K] = draws.windows_M + begin_K, share_K
+    each = zip(np.split(index, end_T[:-1]), np.split(weight, end_T[:-1]), rows_T, width_T, strict=True)
+    return [
+        Layout(
+            index_SPW=own_index.reshape(sites, rows, width),
+            weight_SPW=own_weight.reshape(sites, rows, width),
+            present_S=present_S,
+        )
+        for (own_index, own_weight, rows, width), present_S in zip(each, present_TS, strict=True)
+    ]

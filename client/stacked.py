@@ -109,7 +109,7 @@ def train_many(
 
 
 class Workshop:
-    """Trains chunks of sites from one base under one plan."""
+    """Trains sites from one base under one plan, alone or in chunks."""
 
     def __init__(
         self, model: nn.Module, state: Mapping[str, np.ndarray], task: Task, terms: Terms, strategy: Strategy
@@ -127,7 +127,7 @@ class Workshop:
         """The place and the update of each wanted site of a chunk."""
         if not any(work.wanted for work in works):
             return []
-        if len(works) == 1:
+        if len(works) == 1 and self._chain is None:
             return [(0, self._alone(works[0]))]
         if self._chain is None and self._stacked is None:
             self._stacked = stack(self._model)

@@ -114,7 +114,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def load_state(model: nn.Module, state: Mapping[str, np.ndarray]) -> None:
     """Copies named arrays into a model; names and shapes must be exactly the model's."""
-    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    own = model.state_dict()
+    if {name: value.shape for name, value in own.items()} != {
+        name: value.shape for name, value in state.items()
+    }:
+        # It says which name or shape is another.
+        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    for name, value in own.items():
+        value.copy_(torch.from_numpy(np.array(state[name])))
 
 
 def not_finite() -> PrivacyError:
