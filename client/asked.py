@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from flwr.app import Message
 
-from link.wire import TRAIN, Answer, read_plan_request, read_train_request
+from link.wire import TRAIN, Answer, Round, read_plan_request, read_train_request
 from trust.plan import Plan
 from trust.plan import from_json as plan_from_json
 
@@ -51,9 +51,14 @@ def read_asked(message: Message) -> Asked:
     if kind != TRAIN:
         request = read_plan_request(message.content)
         return Asked(kind=kind, text=request.plan, plan=from_json(request.plan), signature=request.signature)
-    asked, _ = read_train_request(message.content)
+    return _train(read_train_request(message.content)[0])
+
+
+@lru_cache(maxsize=4)
+def _train(asked: Round) -> Asked:
+    """What a request to train asks; the sites of a simulation all get the same round."""
     return Asked(
-        kind=kind,
+        kind=TRAIN,
         text=asked.plan,
         plan=from_json(asked.plan),
         signature=asked.signature,

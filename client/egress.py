@@ -28,14 +28,13 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from client.asked import Asked, read_asked
 from client.errors import ClientError
 from client.questions import desk_of, read_question
-from client.site import OpenSite, keeper_of, open_site
+from client.site import Keeper, OpenSite, keeper_of, open_site
 from conf.errors import TwinwardError
 from link.errors import LinkError
 from link.stopwatch import phase
@@ -87,25 +86,35 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
     """The reply that leaves: checked and rebuilt, or a code."""
     if message.metadata.message_type == QUESTION:
         return Message(_answered(message, context, call_next), reply_to=message)
-    limits, keeper, asked = Limits(expected=Answer(site="", plan="")), None, None
+    expected, keeper, asked = Answer(site="", plan=""), None, None
     try:
         keeper = keeper_of(context)
-        name = open_site(context).name if keeper is None else keeper.name
+        site, name = _named(context, keeper)
         asked = read_asked(message)
-        limits = _said_limits(asked, name)
+        expected = asked.answer(name)
         if asked.kind == TRAIN:
-            limits = _train_limits(open_site(context, asked), asked)
+            limits = _train_limits(open_site(context, asked) if site is None else site, asked, expected)
+        else:
+            limits = _said_limits(asked, expected)
         reply = call_next(message, context)
         with phase("egress gate"):
             content = inspect(reply.content, limits)
         if keeper is not None:
             keeper.released(asked, *_facts(content))
     except Exception as error:  # noqa: BLE001  whatever it is, its text must not leave
-        content = answer(_error_answer(limits.expected, code_of(error)))
-        _log(error, limits.expected.site)
+        content = answer(_error_answer(expected, code_of(error)))
+        _log(error, expected.site)
         if keeper is not None:
             keeper.refused(asked, error, code_of(error))
     return Message(content, reply_to=message)
+
+
+def _named(context: Context, keeper: Keeper | None) -> tuple[OpenSite | None, str]:
+    """The name of the node's site, and a simulated site itself: a hospital opens for a plan alone."""
+    if keeper is not None:
+        return None, keeper.name
+    site = open_site(context)
+    return site, site.name
 
 
 def inspect(content: RecordDict, limits: Limits) -> RecordDict:
@@ -187,18 +196,18 @@ def _answered(message: Message, context: Context, call_next: ClientAppCallable) 
     return content
 
 
-def _said_limits(asked: Asked, name: str) -> Limits:
+def _said_limits(asked: Asked, expected: Answer) -> Limits:
     declares = asked.kind == DECLARE
     steps = asked.plan.strategy.local_steps - 1 if declares else 0
-    return Limits(expected=asked.answer(name), declares=declares, steps=steps)
+    return Limits(expected=expected, declares=declares, steps=steps)
 
 
-def _train_limits(site: OpenSite, asked: Asked) -> Limits:
+def _train_limits(site: OpenSite, asked: Asked, expected: Answer) -> Limits:
     strategy, terms = asked.plan.strategy, asked.plan.terms
     loss = loss_release.most(strategy, terms) if loss_release.releases(strategy) else 0.0
     norm = _norm(site, asked.plan)
     return Limits(
-        expected=asked.answer(site.name),
+        expected=expected,
         shapes=loss_release.shapes(site.shapes, strategy),
         norm=None if norm is None else math.hypot(norm, loss),
         loss=loss,
@@ -212,7 +221,9 @@ def _facts(content: RecordDict) -> tuple[int, str]:
 
 
 def _norm(site: OpenSite, plan: Plan) -> float | None:
-    size = sum(int(np.prod(shape)) for shape in site.shapes.values())
+    if not plan.terms.private:
+        return None  # as norm_bound says
+    size = sum(math.prod(shape) for shape in site.shapes.values())
     declared = plan.patients_of(site.name)
     return norm_bound(
         size=size,
@@ -239,11 +250,11 @@ def _check_update(update: Packed | None, limits: Limits) -> None:
         return
     if update.shapes != limits.shapes:
         raise ClientError("release_refused", "Names and shapes of the update are not those of the model.")
-    if update.flat is None:
+    if update.squares is None:
         raise ClientError("release_refused", "The update is not float32 throughout.")
     if loss_release.NAME in update and not loss_release.possible(update[loss_release.NAME], limits.loss):
         raise ClientError("release_refused", "The loss in the update is none that a site may say.")
-    fault = fault_of(update.flat, limits.norm)
+    fault = fault_of(update, limits.norm)
     if fault == NONFINITE:
         raise ClientError("release_refused", "The update is not finite.")
     if fault:

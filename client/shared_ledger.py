@@ -18,9 +18,10 @@ Flower's own simulation), each site has a file of its own.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -31,8 +32,13 @@ from client.transaction import transaction
 from privacy.accounting import GaussianRelease, lifetime_epsilon
 from trust.packed import Packed
 
+_Round = tuple[str, int, "str | None", "int | None", "int | None"]
+"""Base, steps, SHA-256, place and bytes of a site's round; the latter three are None until it is complete."""
+
 _VERSION: Final = 1
 _ALIGN: Final = 4096
+_THESE: Final = "(SELECT value FROM json_each(?))"
+"""As many numbers as one likes, in one parameter: a list in JSON."""
 _TABLES: Final = (
     "CREATE TABLE sites (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT",
     "CREATE TABLE terms (plan_hash TEXT PRIMARY KEY, terms TEXT NOT NULL) STRICT",
@@ -140,22 +146,28 @@ class SharedLedger:
         if steps < 0:
             raise ClientError("malformed", f"A round takes 0 steps or more, not {steps}.")
         answers: dict[str, bytes | ClientError | None] = {}
-        fresh: list[int] = []
+        numbers = {site: self._numbers.get(site, -1) for site in sites}
         with self._write(on_disk=self._plans_new) as sql:
-            for site in sites:
-                number = self._numbers.get(site, -1)
+            begun = self._rounds(sql, numbers.values(), plan_hash, round_number)
+            fresh = [number for number in numbers.values() if number not in begun]
+            left = self._left(sql, fresh, plan_hash)
+            for site, number in numbers.items():
                 try:
-                    answers[site] = self._known(sql, number, plan_hash, round_number, base_sha256, steps)
+                    if number in begun:
+                        known = begun[number]
+                        answers[site] = self._known(known, plan_hash, round_number, base_sha256, steps)
+                    else:
+                        _refuse_more(left.get(number), plan_hash, steps)
+                        answers[site] = None
                 except ClientError as error:
                     answers[site] = error
-                except KeyError:
-                    answers[site] = None
-                    fresh.append(number)
+            fresh = [number for number in fresh if left.get(number, -1) >= steps]
             rows = [(plan_hash, round_number, number, base_sha256, steps) for number in fresh]
             sql.executemany("INSERT INTO rounds VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)", rows)
-            sql.executemany(
-                "UPDATE plans SET taken = taken + ?, begun = begun + 1 WHERE plan_hash = ? AND site = ?",
-                [(steps, plan_hash, number) for number in fresh],
+            sql.execute(
+                "UPDATE plans SET taken = taken + ?, begun = begun + 1"
+                f" WHERE plan_hash = ? AND site IN {_THESE}",
+                (steps, plan_hash, json.dumps(fresh)),
             )
         self._plans_new = False
         return answers
@@ -165,29 +177,31 @@ class SharedLedger:
     ) -> None:
         """As `Ledger.complete`, of many sites in one transaction."""
         rows, fresh = [], []
+        numbers = {site: self._numbers.get(site, -1) for site in releases}
         with self._write() as sql:
+            begun = self._rounds(sql, numbers.values(), plan_hash, round_number)
             for site, release in releases.items():
-                number = self._numbers.get(site, -1)
-                found = self._round(sql, number, plan_hash, round_number)
-                if found is None:
+                number = numbers[site]
+                if number not in begun:
                     raise ClientError(
                         "round_unknown", f"Round {round_number} was not reserved: reserve before compute."
                     )
-                refuse_other_base(found[0], base_sha256, plan_hash, round_number)
-                if found[2] is None:
-                    fresh.append((plan_hash, number))
-                size = len(release.data)
-                place = number * -(-size // _ALIGN) * _ALIGN
+                refuse_other_base(begun[number][0], base_sha256, plan_hash, round_number)
+                if begun[number][2] is None:
+                    fresh.append(number)
+                data = release.data
+                place = number * -(-len(data) // _ALIGN) * _ALIGN
                 # What was complete and is made again was lost, so nobody has it: the new one counts.
-                os.pwrite(self._releases, release.data, place)
-                rows.append((release.sha256, place, size, plan_hash, round_number, number))
+                os.pwrite(self._releases, data, place)
+                rows.append((release.sha256, place, len(data), plan_hash, round_number, number))
             sql.executemany(
                 "UPDATE rounds SET sha256 = ?, place = ?, bytes = ?"
                 " WHERE plan_hash = ? AND round = ? AND site = ?",
                 rows,
             )
-            sql.executemany(
-                "UPDATE plans SET complete = complete + 1 WHERE plan_hash = ? AND site = ?", fresh
+            sql.execute(
+                f"UPDATE plans SET complete = complete + 1 WHERE plan_hash = ? AND site IN {_THESE}",
+                (plan_hash, json.dumps(fresh)),
             )
 
     def plans(self, site: str) -> tuple[PlanEntry, ...]:
@@ -203,27 +217,12 @@ class SharedLedger:
         """Whether the site was ever asked to take a plan."""
         return site in self._numbers
 
-    def _known(
-        self, sql: sqlite3.Connection, number: int, plan_hash: str, round_number: int, base: str, steps: int
-    ) -> bytes | None:
-        """What is known of a round that was begun; raises KeyError if it can begin, ClientError if not."""
-        found = self._round(sql, number, plan_hash, round_number)
-        if found is not None:
-            refuse_other_base(found[0], base, plan_hash, round_number)
-            if found[1] != steps:
-                raise ClientError("plan_differs", f"Round {round_number} was begun with {found[1]} steps.")
-            return self._read(*found[2:])
-        plan = sql.execute(
-            "SELECT steps - taken FROM plans WHERE plan_hash = ? AND site = ?", (plan_hash, number)
-        ).fetchone()
-        if plan is None:
-            raise ClientError("plan_unknown", f"Plan {plan_hash[:12]} was never opened at this site.")
-        if steps > plan[0]:
-            raise ClientError(
-                "steps_exceeded",
-                f"Of the steps that the plan was charged for {plan[0]} are left, not {steps}.",
-            )
-        raise KeyError(number)
+    def _known(self, found: _Round, plan_hash: str, round_number: int, base: str, steps: int) -> bytes | None:
+        """What is known of a round that was begun; raises ClientError if it was begun otherwise."""
+        refuse_other_base(found[0], base, plan_hash, round_number)
+        if found[1] != steps:
+            raise ClientError("plan_differs", f"Round {round_number} was begun with {found[1]} steps.")
+        return self._read(*found[2:])
 
     def _read(self, sha256: str | None, place: int | None, size: int | None) -> bytes | None:
         """A release, unless another has taken its place."""
@@ -232,15 +231,24 @@ class SharedLedger:
         data = os.pread(self._releases, size, place)
         return data if hashlib.sha256(data).hexdigest() == sha256 else None
 
-    def _round(
-        self, sql: sqlite3.Connection, number: int, plan_hash: str, round_number: int
-    ) -> tuple[str, int, str | None, int | None, int | None] | None:
-        found: tuple[str, int, str | None, int | None, int | None] | None = sql.execute(
-            "SELECT base_sha256, steps, sha256, place, bytes FROM rounds"
-            " WHERE plan_hash = ? AND round = ? AND site = ?",
-            (plan_hash, round_number, number),
-        ).fetchone()
-        return found
+    def _rounds(
+        self, sql: sqlite3.Connection, numbers: Iterable[int], plan_hash: str, round_number: int
+    ) -> dict[int, _Round]:
+        """The round of those of some sites that have begun it, by the number of the site."""
+        rows = sql.execute(
+            "SELECT site, base_sha256, steps, sha256, place, bytes FROM rounds"
+            f" WHERE plan_hash = ? AND round = ? AND site IN {_THESE}",
+            (plan_hash, round_number, json.dumps(list(numbers))),
+        )
+        return {row[0]: row[1:] for row in rows}
+
+    def _left(self, sql: sqlite3.Connection, numbers: Sequence[int], plan_hash: str) -> dict[int, int]:
+        """The steps that are left to some sites of those that a plan was charged for."""
+        rows = sql.execute(
+            f"SELECT site, steps - taken FROM plans WHERE plan_hash = ? AND site IN {_THESE}",
+            (plan_hash, json.dumps(numbers)),
+        )
+        return dict(rows.fetchall())
 
     def _number(self, site: str) -> int:
         if site not in self._numbers:
@@ -259,6 +267,16 @@ class SharedLedger:
 
     def _write(self, *, on_disk: bool = False) -> _Writing:
         return _Writing(self._reading(), on_disk=on_disk)
+
+
+def _refuse_more(left: int | None, plan_hash: str, steps: int) -> None:
+    """Raises ClientError if a plan is not open at a site, or fewer steps of it are left."""
+    if left is None:
+        raise ClientError("plan_unknown", f"Plan {plan_hash[:12]} was never opened at this site.")
+    if steps > left:
+        raise ClientError(
+            "steps_exceeded", f"Of the steps that the plan was charged for {left} are left, not {steps}."
+        )
 
 
 class _Writing:

@@ -48,15 +48,19 @@ def watched(watch: Stopwatch | None) -> Iterator[None]:
         _WATCH.reset(token)
 
 
-@contextmanager
-def phase(name: str) -> Iterator[None]:
-    """One phase of a round."""
-    watch = _WATCH.get()
-    if watch is None:
-        yield
-        return
-    began_s = watch.begin()
-    try:
-        yield
-    finally:
-        watch.end(name, began_s)
+class phase:
+    """One phase of a round; each takes one of its own."""
+
+    __slots__ = ("_began_s", "_name", "_watch")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._watch = _WATCH.get()
+        if self._watch is not None:
+            self._began_s = self._watch.begin()
+
+    def __exit__(self, *_: object) -> None:
+        if self._watch is not None:
+            self._watch.end(self._name, self._began_s)

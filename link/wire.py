@@ -17,6 +17,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import is_
+from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -46,6 +48,8 @@ ANSWER_KEYS = {"site": str, "plan": str, "round": int, "base": str, "patients": 
 STEPS = "steps"
 PLAN_KEYS: dict[str, type] = {"json": str, "signature": str}
 ROUND_KEYS = {"plan": str, "signature": str, "round": int, "base": str}
+_REQUEST = {ROUND, MODEL}
+_CORRECTED = _REQUEST | {CORRECTION}
 COUNTS = "counts"
 MOST_COUNTS = 1000
 
@@ -127,16 +131,9 @@ def read_train_request(content: RecordDict) -> tuple[Round, Arrays]:
     Raises:
         LinkError: the request is not of this form.
     """
-    if set(content) - {CORRECTION} != {ROUND, MODEL}:
+    if not _REQUEST <= content.keys() <= _CORRECTED:
         raise LinkError(f"Expected the records {ROUND!r} and {MODEL!r}; {sorted(content)} came.")
-    values = _read(content[ROUND], ROUND_KEYS, ROUND)
-    request = Round(
-        plan=str(values["plan"]),
-        round=int(values["round"]),
-        base=str(values["base"]),
-        signature=str(values["signature"]),
-    )
-    return request, _MODEL_READ.arrays(content[MODEL])
+    return _ROUND_READ.round(content[ROUND]), _MODEL_READ.arrays(content[MODEL])
 
 
 def read_correction(content: RecordDict) -> Arrays | None:
@@ -233,6 +230,36 @@ def _update(record: object) -> Packed:
         raise LinkError(f"Expected an update: {error}.") from None
 
 
+class _RoundRead(threading.local):
+    """The round that was read last, for all sites of a process that get the same one.
+
+    It is known by its values, which cannot be changed and which are held here, and not by its record,
+    which can be changed.
+    """
+
+    def __init__(self) -> None:
+        self._names = [""]  # none yet: no record is like this
+        self._values: tuple[object, ...] = ()
+        self._round = Round(plan="", round=0, base="")
+
+    def round(self, record: object) -> Round:
+        words = record if isinstance(record, ConfigRecord) else ConfigRecord()
+        if list(words.keys()) == self._names and all(map(is_, words.values(), self._values)):
+            return self._round
+        values = _read(record, ROUND_KEYS, ROUND)
+        self._names, self._values = list(values), tuple(values.values())
+        self._round = Round(
+            plan=str(values["plan"]),
+            round=int(values["round"]),
+            base=str(values["base"]),
+            signature=str(values["signature"]),
+        )
+        return self._round
+
+
+_ROUND_READ = _RoundRead()
+
+
 class _ModelRead(threading.local):
     """The model that was read last, for all sites of a process that get the same one in a round.
 
@@ -241,25 +268,24 @@ class _ModelRead(threading.local):
     """
 
     def __init__(self) -> None:
-        self._parts: tuple[tuple[str, Array], ...] = ()
+        self._names: list[str] = []
+        self._parts: tuple[Array, ...] = ()
         self._data: tuple[bytes, ...] = ()
         self._arrays: Arrays = {}
 
     def arrays(self, record: object) -> Arrays:
         if not isinstance(record, ArrayRecord):
             return record_to_arrays(record)
-        parts = tuple(record.items())
-        same = len(parts) == len(self._parts) and all(
-            name == known and array is kept and array.data is data
-            for (name, array), (known, kept), data in zip(parts, self._parts, self._data, strict=True)
-        )
-        if not same:
-            arrays = record_to_arrays(record)
-            for array in arrays.values():
-                array.flags.writeable = False
-            self._parts, self._data = parts, tuple(array.data for _, array in parts)
-            self._arrays = arrays
-        return self._arrays
+        known = list(record.keys()) == self._names and all(map(is_, record.values(), self._parts))
+        if known and all(map(is_, [array.data for array in self._parts], self._data)):
+            return self._arrays
+        arrays = record_to_arrays(record)
+        for array in arrays.values():
+            array.flags.writeable = False
+        self._names, self._parts = list(record.keys()), tuple(record.values())
+        self._data = tuple(array.data for array in self._parts)
+        self._arrays = arrays
+        return arrays
 
 
 _MODEL_READ = _ModelRead()
@@ -282,13 +308,11 @@ def record_to_arrays(record: object) -> Arrays:
 
 
 def _read(record: object, keys: dict[str, type], where: str) -> dict[str, str | int]:
-    found = dict(record.items()) if isinstance(record, ConfigRecord) else {}
-    if found.keys() != keys.keys():
+    values = dict(record.items()) if isinstance(record, ConfigRecord) else {}
+    if values.keys() != keys.keys():
         raise LinkError(f"Expected the keys {sorted(keys)} in record {where!r}.")
-    values: dict[str, str | int] = {}
     for name, kind in keys.items():
-        value = found[name]
-        if not isinstance(value, (str, int)) or type(value) is not kind:
-            raise LinkError(f"Expected {kind.__name__} at {where}.{name}; {type(value).__name__} came.")
-        values[name] = value
-    return values
+        if type(values[name]) is not kind:
+            came = type(values[name]).__name__
+            raise LinkError(f"Expected {kind.__name__} at {where}.{name}; {came} came.")
+    return cast("dict[str, str | int]", values)

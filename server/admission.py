@@ -106,6 +106,6 @@ def _fault(
 
 
 def _array_fault(update: Packed, shapes: Mapping[str, tuple[int, ...]], norm: float | None) -> str:
-    if update.flat is None or update.shapes != shapes:
+    if update.squares is None or update.shapes != shapes:
         return MALFORMED
-    return fault_of(update.flat, norm)
+    return fault_of(update, norm)

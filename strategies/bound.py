@@ -9,6 +9,8 @@ import numpy as np
 
 from conf.schema import Strategy
 from strategies import loss_release
+from strategies.errors import StrategyError
+from trust.packed import Packed
 from trust.plan import Plan, Terms
 
 NONFINITE, TOO_LONG = "nonfinite", "too_long"
@@ -39,10 +41,15 @@ def norm_bound(
     return 1.01 * strategy.learning_rate * (strategy.local_steps * per_step + wider)
 
 
-def fault_of(flat: np.ndarray, most: float | None) -> str:
-    """Why a vector of float32 is no update: NONFINITE, or TOO_LONG for the bound; empty if it is one."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        rough = float(np.dot(flat, flat))  # not finite if any number is not; a sum of squares in float32
+def fault_of(update: Packed, most: float | None) -> str:
+    """Why arrays of float32 are no update: NONFINITE, or TOO_LONG for the bound; empty if they are one.
+
+    Raises:
+        StrategyError: they are not all float32.
+    """
+    flat, rough = update.flat, update.squares
+    if flat is None or rough is None:
+        raise StrategyError("expected float32 throughout in an update")
     if math.isfinite(rough) and (most is None or rough <= 0.9 * most * most):
         return ""
     if not bool(np.isfinite(flat).all()):

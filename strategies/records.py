@@ -40,33 +40,22 @@ def content(records: Mapping[str, ArrayRecord | ConfigRecord]) -> RecordDict:
     return whole
 
 
-class LaidArray(Array):
-    """An array of bytes that remembers within its process which arrays were laid into it.
+def laid(whole: Packed) -> Array:
+    """Packed arrays as one array of bytes, which remembers within its process what was laid into it.
 
-    So what one owner worked out about them (hash, layout) the next one need not. It is good as long as
-    `whole.npy` is the very object `data`, which cannot be changed. Nothing of it leaves the process.
+    So what one owner worked out about them (hash, layout) the next one need not.
     """
-
-    whole: Packed
-
-    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
-        return Array, (self.dtype, self.shape, self.stype, self.data)
-
-
-def laid(whole: Packed) -> LaidArray:
-    """Packed arrays as one array of bytes."""
-    array = LaidArray.__new__(LaidArray)
+    array = Array.__new__(Array)
     array.__dict__.update(
-        dtype="uint8", shape=(len(whole.data),), stype="numpy.ndarray", data=whole.npy, whole=whole
+        dtype="uint8", shape=(len(whole.data),), stype="numpy.ndarray", data=whole.npy, _laid=whole
     )
     return array
 
 
 def unlaid(array: Array) -> Packed | None:
-    """The arrays that `laid` laid into an array in this process; None of any other array."""
-    if isinstance(array, LaidArray) and type(array.whole) is Packed and array.whole.npy is array.data:
-        return array.whole
-    return None
+    """The arrays that `laid` laid into an array; None of any other array, or if its bytes are others now."""
+    whole = array.__dict__.get("_laid")
+    return whole if type(whole) is Packed and whole.npy is array.data else None
 
 
 _MAGIC: Final = b"\x93NUMPY\x01\x00"

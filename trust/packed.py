@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -58,7 +58,7 @@ class _Layout:
 class Packed(Mapping[str, np.ndarray]):
     """Arrays by name, sorted; they can be read and not written."""
 
-    __slots__ = ("_begin", "_layout", "_sha256", "npy")
+    __slots__ = ("_begin", "_layout", "_sha256", "_squares", "npy")
 
     def __init__(self, npy: bytes, begin: int, layout: _Layout) -> None:
         """Args:
@@ -66,6 +66,10 @@ class Packed(Mapping[str, np.ndarray]):
         """
         self.npy, self._begin, self._layout = npy, begin, layout
         self._sha256: str | None = None
+        self._squares: float | None = None
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Packed], tuple[bytes]]:
+        return packed_from_npy, (self.npy,)  # another process looks at the bytes for itself
 
     def __getitem__(self, name: str) -> np.ndarray:
         kind, begin, size = self._layout.found[name]
@@ -101,6 +105,18 @@ class Packed(Mapping[str, np.ndarray]):
         if not self._layout.alike:
             return None
         return np.frombuffer(self.npy, "<f4", offset=self._begin + len(self._layout.header))
+
+    @property
+    def squares(self) -> float | None:
+        """The sum of squares of all numbers, worked out once; None unless all are float32.
+
+        It is summed in float32, so it is rough, and not finite if a number is not.
+        """
+        flat = self.flat if self._squares is None else None
+        if flat is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._squares = float(np.dot(flat, flat))
+        return self._squares
 
     def in_place_of(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of which `flat`, in the order of this one's `flat`, holds the numbers."""

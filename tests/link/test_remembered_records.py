@@ -1,0 +1,81 @@
+"""What is remembered of records of this process never outlives a change of what they hold."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from link.errors import LinkError
+from link.wire import read_train_request
+from strategies.flower import BYTES, MODEL, ROUND, read_update, to_record, update_record
+from trust.packed import packed
+
+
+def update(value: float) -> dict[str, np.ndarray]:
+    return {"weight": np.full(5, value, np.float32)}
+
+
+def request(**changed: object) -> RecordDict:
+    words = {"plan": "{}", "signature": "", "round": 1000, "base": "b"} | changed
+    return RecordDict({ROUND: ConfigRecord(words), MODEL: to_record(update(1.0))})  # type: ignore[arg-type]  # also wrong ones
+
+
+def test_an_update_of_this_process_comes_out_as_it_was_laid_in() -> None:
+    whole = packed(update(2.0))
+    assert read_update(update_record(whole)) is whole
+
+
+def test_an_array_that_got_other_bytes_is_read_anew() -> None:
+    record = update_record(update(2.0))
+    record[BYTES].data = update_record(update(3.0))[BYTES].data
+    assert read_update(record).sha256 == packed(update(3.0)).sha256
+    record[BYTES].data = b"no update"
+    with pytest.raises(Exception, match="canonical bytes"):
+        read_update(record)
+
+
+def test_another_process_reads_bytes_and_takes_no_hash_on_trust() -> None:
+    whole = packed(update(2.0))
+    whole._sha256 = "0" * 64  # as a process that lies would say
+    record = pickle.loads(pickle.dumps(update_record(whole)))
+    assert read_update(record).sha256 == packed(update(2.0)).sha256
+    forged = pickle.dumps(record).replace(b'"shape":[5]', b'"shape":[6]')
+    with pytest.raises(Exception, match=r"canonical bytes|do not parse"):
+        pickle.loads(forged)
+
+
+def test_flower_sends_an_update_as_any_other_array() -> None:
+    ours = update_record(update(2.0))
+    plain = ArrayRecord({BYTES: Array("uint8", ours[BYTES].shape, "numpy.ndarray", ours[BYTES].data)})
+    assert ours.deflate() == plain.deflate()
+    assert ours.object_id == plain.object_id
+
+
+def test_requests_of_one_round_are_read_once_and_changed_ones_anew() -> None:
+    content = request()
+    first, model = read_train_request(content)
+    again = RecordDict({ROUND: content[ROUND], MODEL: content[MODEL]})
+    assert read_train_request(again)[0] is first
+    assert read_train_request(again)[1] is model
+    content.config_records[ROUND]["round"] = 1001
+    assert read_train_request(content)[0].round == 1001
+    content.array_records[MODEL]["weight"] = Array(np.full(5, 7.0, np.float32))
+    assert read_train_request(content)[1]["weight"][0] == 7.0
+
+
+def test_a_request_like_the_last_one_but_for_a_type_or_a_key_is_refused() -> None:
+    read_train_request(request(round=1))
+    with pytest.raises(LinkError, match="Expected int"):
+        read_train_request(request(round=True))
+    with pytest.raises(LinkError, match="keys"):
+        read_train_request(request(more=1))
+    content = request()
+    del content.config_records[ROUND]["base"]
+    with pytest.raises(LinkError, match="keys"):
+        read_train_request(content)
+    content[ROUND] = to_record(update(1.0))
+    with pytest.raises(LinkError, match="keys"):
+        read_train_request(content)
