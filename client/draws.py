@@ -110,14 +110,18 @@ class Drawing:
         """Gives the patients of some sites their turns in a new epoch."""
         if not len(anew):
             return
-        mine_A = np.isin(self._site_A, anew)
-        site_B = self._site_A[mine_A]
+        sizes = [self._sizes[site] for site in anew]
         chance_B = np.concatenate([self._choices[site].uniform(self._sizes[site]) for site in anew])
-        order_B = np.lexsort((chance_B, site_B))
+        if len(set(sizes)) == 1:
+            order_B = chance_B.reshape(len(anew), -1).argsort(axis=1, kind="stable")
+            order_B = (order_B + sizes[0] * np.arange(len(anew))[:, None]).reshape(-1)
+        else:
+            order_B = np.lexsort((chance_B, np.repeat(anew, sizes)))
         rank_B = np.empty(len(order_B), np.int64)
         # Sites stand one after the other, before and after.
-        rank_B[order_B] = np.arange(len(order_B)) - np.searchsorted(site_B, site_B)
-        self._turn_A[mine_A] = rank_B // self._share_S[site_B]
+        rank_B[order_B] = np.arange(len(order_B)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        mine_A = np.isin(self._site_A, anew) if len(anew) < len(self._sizes) else slice(None)
+        self._turn_A[mine_A] = rank_B // np.repeat(self._share_S[anew], sizes)
 
     def _drawn_starts(self, steps: int) -> np.ndarray | None:
         """Where in each patient's record windows begin, shape T × A; None if nobody has more than one."""

@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import Tensor
 
@@ -57,10 +57,7 @@ class NoiseStream:
 
     def _begin(self, extracted: bytes, context: bytes) -> None:
         self._extracted, self._context = extracted, context
-        material = _expand(extracted, b"twinward noise 1" + context)
-        # ChaCha20 here takes counter and nonce as one; the 32-bit counter starts at zero.
-        nonce = bytes(4) + material[32:44]
-        self._keystream = Cipher(ChaCha20(material[:32], nonce), mode=None).encryptor()
+        self._keystream: CipherContext | None = None
 
     def __repr__(self) -> str:
         return "NoiseStream(<secret>)"
@@ -86,6 +83,11 @@ class NoiseStream:
 
     def read(self, words: int) -> bytes:
         """The next words of 64 bits of the key stream."""
+        if self._keystream is None:  # only now: most streams are read through their children alone
+            material = _expand(self._extracted, b"twinward noise 1" + self._context)
+            # ChaCha20 here takes counter and nonce as one; the 32-bit counter starts at zero.
+            nonce = bytes(4) + material[32:44]
+            self._keystream = Cipher(ChaCha20(material[:32], nonce), mode=None).encryptor()
         return self._keystream.update(bytes(8 * words))
 
     def uniform(self, count: int) -> np.ndarray:
