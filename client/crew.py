@@ -18,6 +18,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -31,7 +32,7 @@ import torch
 from privacy.errors import PrivacyError
 from trust.packed import Packed, packed_from_npy
 
-__all__ = ["Crew", "Made", "one_thread", "processes_here"]
+__all__ = ["WORTH_S", "Crew", "Made", "one_thread", "processes_here"]
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -42,6 +43,8 @@ Made = list[tuple[int, Packed | PrivacyError]]
 
 _AHEAD: Final = 2
 """Parts that a helper has at a time, so that it need not wait for the next."""
+WORTH_S: Final = 0.035
+"""Seconds of training here after which helpers are worth it: what it takes to start and to end one."""
 _END_S: Final = 2.0
 
 
@@ -58,16 +61,25 @@ def processes_here(wanted: int | None) -> int:
 class Crew(Generic[Common, Part]):
     """This process and its helpers; `close` ends them, and so does the end of this process."""
 
-    def __init__(self, train: Callable[[Common, Part], Made], *, processes: int, room: int) -> None:
+    def __init__(
+        self,
+        train: Callable[[Common, Part], Made],
+        *,
+        processes: int,
+        room: int,
+        worth_s: float = WORTH_S,
+    ) -> None:
         """Args:
         train: trains a part, in any of the processes; `Common` and `Part` are pickled.
         processes: in all. Only Linux forks safely; elsewhere this process is alone.
         room: bytes that the releases of one part take at most.
+        worth_s: seconds of training here after which helpers start.
         """
-        self._train, self._room = train, room
+        self._train, self._room, self._worth_s = train, room, worth_s
         self._wanted = processes - 1 if sys.platform == "linux" else 0
         self._helpers: list[_Helper[Common, Part]] = []
         self._started = 0
+        self._spent_s = 0.0
 
     @property
     def is_whole(self) -> bool:
@@ -75,18 +87,22 @@ class Crew(Generic[Common, Part]):
         return len(self._helpers) == self._started
 
     def run(self, common: Common, parts: Sequence[Part]) -> Generator[Made, None, None]:
-        """What is made of each part, as it is done. Helpers start once there is more than one part.
+        """What is made of each part, as it is done. Helpers start once there is enough to do for them.
 
         Args:
             common: what all parts need.
         """
         waiting = deque(parts)
-        if len(parts) > 1 and self._wanted and not self._started:
-            self._start()
+        begun = False
         try:
-            for helper in list(self._helpers):
-                self._try(helper, waiting, lambda own: own.begin(common))
             while waiting or self._busy:
+                if not begun and len(waiting) > 1 and self._on():
+                    begun = True
+                    for helper in list(self._helpers):
+                        self._try(helper, waiting, lambda own: own.begin(common))
+                if not begun:
+                    yield self._here(common, waiting.popleft())
+                    continue
                 for helper in list(self._helpers):
                     self._try(helper, waiting, lambda own: own.hand_out(waiting))
                 ready = self._ready(0.0 if waiting else None)
@@ -97,9 +113,7 @@ class Crew(Generic[Common, Part]):
                         yield made
                 # Only while nothing waits to be booked: helpers have work, and this process alone books.
                 if waiting and not ready:
-                    with one_thread():
-                        made = self._train(common, waiting.popleft())
-                    yield made
+                    yield self._here(common, waiting.popleft())
         finally:
             # Whoever lets go in the middle leaves helpers that say what nobody waits for.
             for helper in self._busy:
@@ -110,6 +124,19 @@ class Crew(Generic[Common, Part]):
         for helper in self._helpers:
             helper.end()
         self._helpers = []
+
+    def _here(self, common: Common, part: Part) -> Made:
+        began_s = time.perf_counter()
+        with one_thread():
+            made = self._train(common, part)
+        self._spent_s += time.perf_counter() - began_s
+        return made
+
+    def _on(self) -> bool:
+        """Whether there are helpers, once they are worth their start."""
+        if self._wanted and not self._started and self._spent_s >= self._worth_s:
+            self._start()
+        return bool(self._helpers)
 
     def _start(self) -> None:
         try:

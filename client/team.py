@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from torch import nn
 
-from client.crew import Crew, Made
+from client.crew import WORTH_S, Crew, Made
 from client.stacked import FLOATS_AT_ONCE, MOST_SITES, Work, Workshop, chunks
 from client.trainer import trainable
 from conf.schema import Strategy
@@ -64,10 +64,18 @@ class _Piece:
 class Team:
     """Sites with one network; `close` ends the processes that train them."""
 
-    def __init__(self, model: nn.Module, task: Task, members: Mapping[str, Member], processes: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        members: Mapping[str, Member],
+        processes: int,
+        worth_s: float = WORTH_S,
+    ) -> None:
         """Args:
         members: by name; with several processes they are copied as they are now.
         processes: that train, with this one; the updates do not hang on how many.
+        worth_s: seconds of training in this process after which the others start.
         """
         self.model, self.members = model, members
         self._task = task
@@ -79,6 +87,7 @@ class Team:
             self._trained,
             processes=processes if on_processor else 1,
             room=together * (4 * parameters + _HEADER_BYTES),
+            worth_s=worth_s,
         )
 
     def close(self) -> None:

@@ -99,7 +99,7 @@ def test_processes_change_no_bit_of_a_release(
     private: bool, network: Network, members: dict[str, Member]
 ) -> None:
     base = _base(network, private=private)
-    with closing(Team(network, TASK, members, 3)) as team:
+    with closing(Team(network, TASK, members, 3, worth_s=0.0)) as team:
         for context in (b"round 1", b"round 2"):
             found = _round(team, base, _works(members, context))
             chunks = train_many(
@@ -131,7 +131,7 @@ def test_the_parts_of_a_process_that_is_killed_are_trained_by_the_others(
     network: Network, members: dict[str, Member]
 ) -> None:
     base = _base(network, private=False)
-    with closing(Team(network, TASK, members, 3)) as team:
+    with closing(Team(network, TASK, members, 3, worth_s=0.0)) as team:
         expected = _round(team, base, _works(members, b"round 1"))
         for child in multiprocessing.active_children():
             assert child.pid is not None
@@ -159,7 +159,7 @@ def test_a_part_that_fails_in_another_process_is_done_in_this_one() -> None:
             raise ValueError("said nowhere")
         return _squares(common, part)
 
-    with closing(Crew(only_here, processes=2, room=1 << 12)) as crew:
+    with closing(Crew(only_here, processes=2, room=1 << 12, worth_s=0.0)) as crew:
         assert _read(crew.run(2, range(9))) == {part: 2.0 * part**2 for part in range(9)}
         assert not crew.is_whole
 
@@ -168,7 +168,10 @@ def test_a_part_that_fails_everywhere_raises_what_it_raises_here() -> None:
     def never(common: int, part: int) -> Made:
         raise ValueError(f"part {part}")
 
-    with closing(Crew(never, processes=2, room=1 << 12)) as crew, pytest.raises(ValueError, match="part"):
+    with (
+        closing(Crew(never, processes=2, room=1 << 12, worth_s=0.0)) as crew,
+        pytest.raises(ValueError, match="part"),
+    ):
         list(crew.run(0, range(4)))
 
 
@@ -176,12 +179,12 @@ def test_releases_that_outgrow_their_memory_are_made_in_this_process() -> None:
     def long(common: int, part: int) -> Made:
         return [(part, packed({"x": np.full(5000, part, np.float32)}))]
 
-    with closing(Crew(long, processes=2, room=1 << 10)) as crew:
+    with closing(Crew(long, processes=2, room=1 << 10, worth_s=0.0)) as crew:
         assert _read(crew.run(0, range(5))) == {part: float(part) for part in range(5)}
 
 
 def test_who_stops_listening_hears_nothing_of_it_in_the_next_round() -> None:
-    with closing(Crew(_squares, processes=2, room=1 << 12)) as crew:
+    with closing(Crew(_squares, processes=2, room=1 << 12, worth_s=0.0)) as crew:
         listening = crew.run(3, range(8))
         next(listening)
         listening.close()
@@ -189,7 +192,7 @@ def test_who_stops_listening_hears_nothing_of_it_in_the_next_round() -> None:
 
 
 def test_its_processes_end_with_a_crew_and_with_the_process_that_made_it(tmp_path: Path) -> None:
-    with closing(Crew(_squares, processes=3, room=1 << 12)) as crew:
+    with closing(Crew(_squares, processes=3, room=1 << 12, worth_s=0.0)) as crew:
         list(crew.run(1, range(4)))
         assert len(multiprocessing.active_children()) == 2
     assert not multiprocessing.active_children()
@@ -198,7 +201,7 @@ def test_its_processes_end_with_a_crew_and_with_the_process_that_made_it(tmp_pat
     program = (
         "import multiprocessing, os, time, pathlib\n"
         "from client.crew import Crew\n"
-        "crew = Crew(lambda common, part: [], processes=3, room=4096)\n"
+        "crew = Crew(lambda common, part: [], processes=3, room=4096, worth_s=0.0)\n"
         "list(crew.run(0, range(4)))\n"
         "pids = [str(child.pid) for child in multiprocessing.active_children()]\n"
         f"pathlib.Path({str(said)!r}).write_text(' '.join(pids) + ' .')\n"
