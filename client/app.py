@@ -16,12 +16,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import anchor, booking, egress, questions
-from client.asked import read_asked
+from client.asked import asked_to_train, read_asked
 from client.errors import ClientError
 from client.policy import release_of
 from client.site import OpenSite, open_site
 from client.stacked import Work, Workshop
 from client.trainer import train
+from link.flower import reply_to
 from link.stopwatch import phase
 from link.wire import Answer, Round, answer, question_answer, read_correction, read_train_request
 from privacy.errors import PrivacyError
@@ -81,7 +82,7 @@ def train_round(message: Message, context: Context) -> Message:
         (release,) = complete([begun], [update])
     request = begun.request
     said = Answer(site=begun.site.name, plan=begun.plan.hash, round=request.round, base=request.base)
-    return Message(answer(said, release), reply_to=message)
+    return reply_to(message, answer(said, release))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +143,9 @@ def checked(message: Message, context: Context) -> Begun:
     Raises:
         ClientError: why it does not take it.
     """
-    asked = read_asked(message)
-    site, plan = open_site(context, asked), asked.plan
     request, model = read_train_request(message.content)
+    asked = asked_to_train(request)
+    site, plan = open_site(context, asked), asked.plan
     check_base(site, plan, request, model)
     check_share(site, plan)
     correction = corrected(site, plan, read_correction(message.content))

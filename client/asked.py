@@ -51,11 +51,11 @@ def read_asked(message: Message) -> Asked:
     if kind != TRAIN:
         request = read_plan_request(message.content)
         return Asked(kind=kind, text=request.plan, plan=from_json(request.plan), signature=request.signature)
-    return _train(read_train_request(message.content)[0])
+    return asked_to_train(read_train_request(message.content)[0])
 
 
 @lru_cache(maxsize=4)
-def _train(asked: Round) -> Asked:
+def asked_to_train(asked: Round) -> Asked:
     """What a request to train asks; the sites of a simulation all get the same round."""
     return Asked(
         kind=TRAIN,

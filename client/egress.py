@@ -37,6 +37,7 @@ from client.questions import desk_of, read_question
 from client.site import Keeper, OpenSite, keeper_of, open_site
 from conf.errors import TwinwardError
 from link.errors import LinkError
+from link.flower import reply_to
 from link.stopwatch import phase
 from link.wire import (
     DECLARE,
@@ -85,7 +86,7 @@ class Limits:
 def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """The reply that leaves: checked and rebuilt, or a code."""
     if message.metadata.message_type == QUESTION:
-        return Message(_answered(message, context, call_next), reply_to=message)
+        return reply_to(message, _answered(message, context, call_next))
     expected, keeper, asked = Answer(site="", plan=""), None, None
     try:
         keeper = keeper_of(context)
@@ -106,7 +107,7 @@ def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Me
         _log(error, expected.site)
         if keeper is not None:
             keeper.refused(asked, error, code_of(error))
-    return Message(content, reply_to=message)
+    return reply_to(message, content)
 
 
 def _named(context: Context, keeper: Keeper | None) -> tuple[OpenSite | None, str]:

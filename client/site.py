@@ -279,15 +279,16 @@ def open_site(context: Context, asked: Asked | None = None) -> OpenSite:
     partition = int(context.node_config.get("partition-id", -1))
     if partition < 0:  # Attack: a run's settings name folders, which a node that is nobody's must not touch.
         raise ClientError("site_absent", "This node stands for no site: it has neither a home nor a number.")
-    settings = {name: str(context.run_config.get(name, "")) for name in ("config", "part", "directory")}
-    key = (threading.get_ident(), settings["config"], settings["part"], settings["directory"])
+    run = context.run_config
+    config, part, directory = (str(run.get(name, "")) for name in ("config", "part", "directory"))
+    key = (threading.get_ident(), config, part, directory)
     if _OPEN.key != key:
         close_sites()
         _OPEN.key = key
     if partition not in _OPEN.sites:
         if _OPEN.run is None:
-            shared = context.run_config.get(LEDGERS) == SHARED
-            _OPEN.run = _simulated_run(**settings, shared=shared)
+            shared = run.get(LEDGERS) == SHARED
+            _OPEN.run = _simulated_run(config=config, part=part, directory=directory, shared=shared)
         _OPEN.sites[partition] = _simulated_site(partition, _OPEN.run)
     return _OPEN.sites[partition]
 

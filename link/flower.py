@@ -7,6 +7,7 @@ upgraded, this is the file to look through.
 
 from __future__ import annotations
 
+import time
 from typing import cast
 
 from flwr.app import Message, Metadata, RecordDict
@@ -21,6 +22,7 @@ __all__ = [
     "RunGrid",
     "identify_coordinator",
     "received_message",
+    "reply_to",
     "run_alone",
     "stamp",
 ]
@@ -73,6 +75,30 @@ def received_message(
         message_type=message_type,
     )
     return cast("Message", Message(content=content, metadata=metadata))  # type: ignore[call-overload]  # Flower's own form
+
+
+def reply_to(request: Message, content: RecordDict) -> Message:
+    """What `Message(content, reply_to=request)` gives, without a look at all other ways to make one."""
+    asked = request.metadata.__dict__
+    now_s = time.time()
+    metadata = Metadata.__new__(Metadata)
+    metadata.__dict__.update(
+        _run_id=asked["_run_id"],
+        _message_id="",
+        _src_node_id=asked["_dst_node_id"],
+        _dst_node_id=asked["_src_node_id"],
+        _src_task_id=asked["_dst_task_id"],
+        _dst_task_id=asked["_src_task_id"],
+        _reply_to_message_id=asked["_message_id"],
+        _group_id=asked["_group_id"],
+        _created_at=now_s,
+        _ttl=asked["_created_at"] + asked["_ttl"] - now_s,
+        _message_type=asked["_message_type"],
+        _delivered_at="",
+    )
+    message: Message = Message.__new__(Message)
+    message.__dict__.update(_metadata=metadata, _content=content, _error=None)
+    return message
 
 
 class RunGrid(Grid):

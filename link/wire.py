@@ -50,6 +50,9 @@ PLAN_KEYS: dict[str, type] = {"json": str, "signature": str}
 ROUND_KEYS = {"plan": str, "signature": str, "round": int, "base": str}
 _REQUEST = {ROUND, MODEL}
 _CORRECTED = _REQUEST | {CORRECTION}
+_ANSWERED = {ANSWER}
+_UPDATED = {ANSWER, UPDATE}
+_SAID_KEYS, _SAID_TYPES = list(ANSWER_KEYS), list(ANSWER_KEYS.values())
 COUNTS = "counts"
 MOST_COUNTS = 1000
 
@@ -158,7 +161,10 @@ def answer(said: Answer, update: Mapping[str, np.ndarray] | None = None) -> Reco
             **({STEPS: said.steps} if said.steps else {}),
         }
     )
-    return records.content({ANSWER: record} | ({} if update is None else {UPDATE: update_record(update)}))
+    record.__dict__["_said"] = said
+    if update is None:
+        return records.content({ANSWER: record})
+    return records.content({ANSWER: record, UPDATE: update_record(update)})
 
 
 def read_answer(content: RecordDict) -> tuple[Answer, Packed | None]:
@@ -167,14 +173,28 @@ def read_answer(content: RecordDict) -> tuple[Answer, Packed | None]:
     Raises:
         LinkError: the reply is not of this form.
     """
-    if not {ANSWER} <= set(content) <= {ANSWER, UPDATE}:
+    if not _ANSWERED <= content.keys() <= _UPDATED:
         raise LinkError(f"Expected the records {ANSWER!r} and {UPDATE!r}; {sorted(content)} came.")
-    record = content[ANSWER]
+    said = _said_here(content[ANSWER]) or _read_said(content[ANSWER])
+    return said, _update(content[UPDATE]) if UPDATE in content else None
+
+
+def _said_here(record: object) -> Answer | None:
+    """The answer that `answer` wrote in this process, if the record still holds its very values."""
+    said = record.__dict__.get("_said") if isinstance(record, ConfigRecord) else None
+    if not isinstance(record, ConfigRecord) or not isinstance(said, Answer) or said.steps:
+        return None
+    values = (said.site, said.plan, said.round, said.base, said.patients, said.error)
+    typed = list(record.keys()) == _SAID_KEYS and list(map(type, values)) == _SAID_TYPES
+    return said if typed and all(map(is_, record.values(), values)) else None
+
+
+def _read_said(record: object) -> Answer:
     fewer = isinstance(record, ConfigRecord) and STEPS in record
     values = _read(record, ANSWER_KEYS | {STEPS: int} if fewer else ANSWER_KEYS, ANSWER)
     if fewer and int(values[STEPS]) < 1:
         raise LinkError(f"Expected 1 or more at {ANSWER}.{STEPS}.")
-    said = Answer(
+    return Answer(
         site=str(values["site"]),
         plan=str(values["plan"]),
         round=int(values["round"]),
@@ -183,7 +203,6 @@ def read_answer(content: RecordDict) -> tuple[Answer, Packed | None]:
         error=str(values["error"]),
         steps=int(values.get(STEPS, 0)),
     )
-    return said, _update(content[UPDATE]) if UPDATE in content else None
 
 
 def question_answer(said: Answer, told: Counts) -> RecordDict:

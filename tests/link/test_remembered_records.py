@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from link.errors import LinkError
-from link.wire import read_train_request
-from strategies.flower import BYTES, MODEL, ROUND, read_update, to_record, update_record
+from link.flower import identify_coordinator, reply_to, stamp
+from link.wire import Answer, answer, read_answer, read_train_request
+from strategies.flower import ANSWER, BYTES, MODEL, ROUND, read_update, to_record, update_record
 from trust.packed import packed
 
 
@@ -52,6 +54,38 @@ def test_flower_sends_an_update_as_any_other_array() -> None:
     plain = ArrayRecord({BYTES: Array("uint8", ours[BYTES].shape, "numpy.ndarray", ours[BYTES].data)})
     assert ours.deflate() == plain.deflate()
     assert ours.object_id == plain.object_id
+
+
+def test_an_answer_is_read_once_and_anew_when_its_words_change_or_are_of_other_types() -> None:
+    said = Answer(site="a", plan="p", round=1, base="b")
+    content = answer(said)
+    assert read_answer(content)[0] is said
+    content.config_records[ANSWER]["patients"] = 5
+    assert read_answer(content)[0] == replace(said, patients=5)
+    for wrong in (replace(said, patients=True), replace(said, site=5)):  # type: ignore[arg-type]  # wrong on purpose
+        with pytest.raises(LinkError, match=r"Expected (int|str)"):
+            read_answer(answer(wrong))
+    more = answer(said)
+    more.config_records[ANSWER]["more"] = 1
+    with pytest.raises(LinkError, match="keys"):
+        read_answer(more)
+    fewer = replace(said, steps=2)
+    assert read_answer(answer(fewer))[0] == fewer
+
+
+def test_a_reply_is_the_message_that_flower_would_make() -> None:
+    identify_coordinator()
+    asked = Message(request(), 7, "train", group_id="3", ttl=100.0)
+    stamp(asked, "12")
+    content = answer(Answer(site="a", plan="p"))
+    ours, theirs = reply_to(asked, content), Message(content, reply_to=asked)
+    assert ours.__dict__.keys() == theirs.__dict__.keys()
+    assert (ours.content, ours.has_error()) == (content, False)
+    told, expected = ours.metadata.__dict__, theirs.metadata.__dict__
+    assert told.keys() == expected.keys()
+    for name, value in expected.items():
+        assert told[name] == (pytest.approx(value, abs=5.0) if name in ("_created_at", "_ttl") else value)
+    assert ours.metadata.created_at + ours.metadata.ttl == pytest.approx(asked.metadata.created_at + 100.0)
 
 
 def test_requests_of_one_round_are_read_once_and_changed_ones_anew() -> None:
