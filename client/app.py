@@ -30,7 +30,7 @@ from privacy.noise import NoiseStream
 from strategies.bound import correction_bound
 from strategies.loss_release import releases
 from strategies.rule import norm
-from trust.digest import Arrays, arrays_sha256
+from trust.digest import Arrays
 from trust.packed import Packed, packed
 from trust.plan import EVEN, Plan
 from twin import tasks
@@ -278,7 +278,7 @@ class _Seen(threading.local):
                 array.dtype == np.float32 and bool((np.abs(array) <= MOST_WEIGHT).all())
                 for array in model.values()
             )
-            self._verdict, self._model = (arrays_sha256(model), sound), model
+            self._verdict, self._model = (packed(model).sha256, sound), model
         return self._verdict
 
 

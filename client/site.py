@@ -280,7 +280,8 @@ def open_site(context: Context, asked: Asked | None = None) -> OpenSite:
     if partition < 0:  # Attack: a run's settings name folders, which a node that is nobody's must not touch.
         raise ClientError("site_absent", "This node stands for no site: it has neither a home nor a number.")
     run = context.run_config
-    config, part, directory = (str(run.get(name, "")) for name in ("config", "part", "directory"))
+    config, part = str(run.get("config", "")), str(run.get("part", ""))
+    directory = str(run.get("directory", ""))
     key = (threading.get_ident(), config, part, directory)
     if _OPEN.key != key:
         close_sites()

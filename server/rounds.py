@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ConfigRecord, Message
@@ -33,6 +33,20 @@ from trust.plan import Plan
 OnRound = Callable[[int, Arrays], None]
 
 logger = logging.getLogger(f"twinward.{__name__}")
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is the same for all rounds, or was read for the round under way.
+
+    Attributes:
+        norms: see `Rounds._norms`; None until they are worked out.
+        number: of the round before which `before` was read; 0 before the first.
+    """
+
+    norms: dict[str, float] | None = None
+    number: int = 0
+    before: tuple[Arrays, Arrays, Arrays] = ({}, {}, {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +71,7 @@ class Rounds:
     on_round: OnRound | None = None
     before_commit: Callable[[RoundRow], None] | None = None
     signature: str = ""
+    _known: _Known = field(init=False, default_factory=_Known)
 
     def run(self) -> str:
         """The SHA-256 of the final model, after all rounds that the plan has and the store lacks.
@@ -128,7 +143,13 @@ class Rounds:
         A site may have more patients than it declared, rounded, when the plan began. The bound is no
         defence against a member who lies within it.
         """
+        if self._known.norms is None:
+            self._known.norms = self._worked_out_norms()
+        return self._known.norms
+
+    def _worked_out_norms(self) -> dict[str, float]:
         size = sum(math.prod(shape) for shape in self.shapes.values())
+        correction, loss = correction_bound(size, self.plan), self._most_loss()
         bounds = {}
         for entry in self.plan.participants:
             bound = norm_bound(
@@ -137,10 +158,10 @@ class Rounds:
                 declared=entry.patients,
                 terms=self.plan.terms,
                 strategy=self.plan.strategy_of(entry.site),
-                correction=correction_bound(size, self.plan),
+                correction=correction,
             )
             if bound is not None:
-                bounds[entry.site] = math.hypot(bound, self._most_loss())
+                bounds[entry.site] = math.hypot(bound, loss)
         return bounds
 
     def _most_loss(self) -> float:
@@ -152,16 +173,15 @@ class Rounds:
         strategy = self._strategy(row)
         updates = self.store.updates(row.number)  # read from disk one after the other
         applied = strategy.aggregate(updates, self._staleness(row.number))
-        _, _, total = self._before(row.number)
-        if row.number > self.plan.rounds - average.averaged_rounds(
-            self.plan.rounds, self.plan.strategy.average_last
-        ):
-            total = average.add(total, applied.model)
+        _, _, before = self._before(row.number)
+        averaged = average.averaged_rounds(self.plan.rounds, self.plan.strategy.average_last)
+        counts = row.number > self.plan.rounds - averaged
+        total = average.add(before, applied.model) if counts else before
         self.store.aggregated(
             row.number,
             model=applied.model,
             rule=applied.state,
-            total=total,
+            total=None if total is before and row.number > 1 else total,
             diagnostics=applied.diagnostics | self._figures() | {"participants": float(len(updates))},
         )
 
@@ -195,7 +215,12 @@ class Rounds:
         return strategy
 
     def _before(self, number: int) -> tuple[Arrays, Arrays, Arrays]:
-        """Model, state of the rule and running sum from which round `number` starts."""
+        """Model, state of the rule and running sum from which round `number` starts; not to be changed."""
+        if number != self._known.number:
+            self._known.before, self._known.number = self._read_before(number), number
+        return self._known.before
+
+    def _read_before(self, number: int) -> tuple[Arrays, Arrays, Arrays]:
         if number == 1:
             model = self.store.arrays(self.plan.base_sha256)
             names = list(self.shapes)

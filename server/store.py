@@ -258,18 +258,25 @@ class Store:
         *,
         model: Mapping[str, np.ndarray],
         rule: Mapping[str, np.ndarray],
-        total: Mapping[str, np.ndarray],
+        total: Mapping[str, np.ndarray] | None,
         diagnostics: Mapping[str, float],
     ) -> None:
-        """Records what the round made: next model, state of the rule, running sum of the average."""
+        """Records what the round made: next model, state of the rule, running sum of the average.
+
+        Args:
+            total: None if it is that of the round before.
+        """
         self._kept.clear()
         self._kept_bytes = 0
         with self._write() as db:
-            hashes = [self._put(db, arrays) for arrays in (model, rule, total)]
+            hashes = [
+                None if arrays is None else self._kept_put(db, arrays) for arrays in (model, rule, total)
+            ]
             figures = json.dumps(dict(diagnostics), sort_keys=True)
             db.execute(
-                "UPDATE round SET model = ?, rule = ?, total = ?, diagnostics = ? WHERE number = ?",
-                (*hashes, figures, number),
+                "UPDATE round SET model = ?, rule = ?, diagnostics = ?,"
+                " total = COALESCE(?, (SELECT total FROM round WHERE number = ?)) WHERE number = ?",
+                (*hashes[:2], figures, hashes[2], number - 1, number),
             )
             self._advance(db, number, "collected", "aggregated")
 
@@ -361,9 +368,11 @@ class Store:
         row = self._db.execute("SELECT data FROM blob WHERE sha256 = ?", (digest,)).fetchone()
         if row is None or sha256(bytes(row[0])) != digest:
             raise ServerError(f"Expected arrays with SHA-256 {digest}; the coordinator's file is damaged.")
-        data = bytes(row[0])
+        return self._remember(digest, bytes(row[0]))
+
+    def _remember(self, digest: str, data: bytes) -> bytes:
+        """The same data, kept if they are short: a round asks for model, rule and sum of the one before."""
         if len(data) <= _SMALL_BYTES:
-            # A round asks for model, rule and running sum of the one before several times.
             if len(self._read) >= _READ_KEPT:
                 self._read.pop(next(iter(self._read)))
             self._read[digest] = data
@@ -390,6 +399,12 @@ class Store:
         data, digest = whole.data, whole.sha256
         db.execute("INSERT OR IGNORE INTO blob (sha256, data) VALUES (?, ?)", (digest, data))
         return digest
+
+    def _kept_put(self, db: sqlite3.Connection, arrays: Mapping[str, np.ndarray]) -> str:
+        """As `_put`, of what the next round begins with."""
+        whole = packed(arrays)
+        self._remember(self._put(db, whole), bytes(whole.data))
+        return whole.sha256
 
     def _fact(self, db: sqlite3.Connection, key: str, value: str) -> None:
         db.execute("INSERT INTO fact (key, value) VALUES (?, ?)", (key, value))

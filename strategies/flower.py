@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -55,7 +55,9 @@ class FlowerStrategy(Strategy):
         signature: of the coordinator over the plan; empty in a simulation.
         """
         self.rule = rule
+        # Looked up once: Python looks for each method of a protocol anew each time.
         self._parting = rule if isinstance(rule, Parting) else None
+        self._correcting = rule if isinstance(rule, Correcting) else None
         self.plan = plan
         self.model = dict(model)
         self.nodes = nodes
@@ -70,8 +72,8 @@ class FlowerStrategy(Strategy):
         grid: Grid,  # noqa: ARG002  Flower's signature; who is asked stands in the plan
     ) -> list[Message]:
         asked = [site for site in self.plan.asked(server_round) if site in self.nodes]
-        if isinstance(self.rule, Parting):
-            cohorts = [to_record(model) for model in self.rule.models(self.state, self.model)]
+        if self._parting is not None:
+            cohorts = [to_record(model) for model in self._parting.models(self.state, self.model)]
         else:
             cohorts = [arrays]
         corrections = self._corrections()
@@ -93,16 +95,16 @@ class FlowerStrategy(Strategy):
 
     def bases(self, sites: Iterable[str]) -> dict[str, str]:
         """The SHA-256 of the model that each site is sent; empty for a rule that sends all the same."""
-        if not isinstance(self.rule, Parting):
+        if self._parting is None:
             return {}
-        digests = [arrays_sha256(model) for model in self.rule.models(self.state, self.model)]
+        digests = [arrays_sha256(model) for model in self._parting.models(self.state, self.model)]
         return {site: digests[self._cohort(site)] for site in sites}
 
     def _cohort(self, site: str) -> int:
         return 0 if self._parting is None else self._parting.cohort_of(self.state, site)
 
     def _request(self, server_round: int, record: ArrayRecord) -> ConfigRecord:
-        base = arrays_sha256({name: records.values(array) for name, array in record.items()})
+        base = packed({name: records.values(array) for name, array in record.items()}).sha256
         return ConfigRecord(
             {
                 "plan": self.plan.to_json(),
@@ -114,8 +116,8 @@ class FlowerStrategy(Strategy):
 
     def _corrections(self) -> Callable[[str], dict[str, ArrayRecord]]:
         """The records that go to a site beside the round and the model."""
-        rule, state = self.rule, self.state
-        if not isinstance(rule, Correcting):
+        rule, state = self._correcting, self.state
+        if rule is None:
             return lambda _: {}
         everybody = rule.everybody(state, self.plan.weights())
         return lambda site: {CORRECTION: to_record(rule.correction(state, everybody, site))}
@@ -144,13 +146,13 @@ class FlowerStrategy(Strategy):
             applied = self.rule.apply_stale(self.state, self.model, ordered, shares, ages)
         elif isinstance(self.rule, Named):
             applied = self.rule.apply_named(self.state, self.model, updates, weights, spreads(self.plan))
-        elif isinstance(self.rule, Parting):
-            applied = self.rule.part(self.state, self.model, updates, weights, spreads(self.plan))
+        elif self._parting is not None:
+            applied = self._parting.part(self.state, self.model, updates, weights, spreads(self.plan))
         else:
             applied = self.rule.apply(self.state, self.model, ordered, shares)
-        if isinstance(self.rule, Correcting):
+        if self._correcting is not None:
             steps = {site: self.plan.steps_of(site) for site in sites}
-            applied = applied._replace(state=self.rule.remember(self.state, updates, weights, steps))
+            applied = applied._replace(state=self._correcting.remember(self.state, updates, weights, steps))
         self.state, self.model = applied.state, applied.model
         return applied
 
@@ -190,7 +192,9 @@ class FlowerStrategy(Strategy):
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Named arrays as Flower carries them, sorted by name."""
-    return ArrayRecord({name: Array(np.asarray(arrays[name], order="C")) for name in sorted(arrays)})
+    return records.arrays(
+        {name: records.array(np.asarray(arrays[name], order="C")) for name in sorted(arrays)}
+    )
 
 
 def update_record(update: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -21,23 +21,38 @@ from trust.packed import Packed
 
 def words(values: Mapping[str, str | int]) -> ConfigRecord:
     """A record of settings."""
-    record = ConfigRecord()
-    record.__dict__["_data"].update(values)
-    return record
+    return _holding(_WORDS, values)
 
 
 def arrays(values: Mapping[str, Array]) -> ArrayRecord:
     """A record of arrays."""
-    record = ArrayRecord()
-    record.__dict__["_data"].update(values)
-    return record
+    return _holding(_ARRAYS, values)
 
 
 def content(records: Mapping[str, ArrayRecord | ConfigRecord]) -> RecordDict:
     """The content of a message."""
-    whole = RecordDict()
-    whole.__dict__["_data"].update(records)
-    return whole
+    return _holding(_CONTENT, records)
+
+
+Kind = TypeVar("Kind", ConfigRecord, ArrayRecord, RecordDict)
+_WORDS, _ARRAYS, _CONTENT = ConfigRecord(), ArrayRecord(), RecordDict()
+
+
+def _holding(empty: Kind, values: Mapping[str, object]) -> Kind:
+    """An empty record's twin with these entries."""
+    made = empty.__class__.__new__(empty.__class__)
+    made.__dict__.update(empty.__dict__, _data=dict(values))
+    return made
+
+
+def array(values: np.ndarray) -> Array:
+    """What `Array(values)` gives, of float32 without writing the same header again and again."""
+    if values.dtype != np.dtype("<f4") or not values.flags.c_contiguous:
+        return Array(values)
+    made = Array.__new__(Array)
+    data = _float32_head(values.shape) + values.tobytes()
+    made.__dict__.update(dtype="float32", shape=tuple(values.shape), stype="numpy.ndarray", data=data)
+    return made
 
 
 def laid(whole: Packed) -> Array:
@@ -75,6 +90,15 @@ def values(array: Array) -> np.ndarray:
         if shape is not None and len(data) - 10 - length == 4 * int(np.prod(shape)):
             return np.frombuffer(data, np.float32, offset=10 + length).reshape(shape).copy()
     return np.asarray(array.numpy())
+
+
+@lru_cache(maxsize=256)
+def _float32_head(shape: tuple[int, ...]) -> bytes:
+    """What numpy writes before rows of float32."""
+    stream = BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
 
 
 @lru_cache(maxsize=256)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from link.errors import LinkError
 from link.flower import identify_coordinator, reply_to, stamp
 from link.wire import Answer, answer, read_answer, read_train_request
+from strategies import records
 from strategies.flower import ANSWER, BYTES, MODEL, ROUND, read_update, to_record, update_record
 from trust.packed import packed
 
@@ -113,3 +116,32 @@ def test_a_request_like_the_last_one_but_for_a_type_or_a_key_is_refused() -> Non
     content[ROUND] = to_record(update(1.0))
     with pytest.raises(LinkError, match="keys"):
         read_train_request(content)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (4,), (2, 3)])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_an_array_that_is_to_travel_is_the_one_that_flower_would_make(
+    shape: tuple[int, ...], kind: str
+) -> None:
+    values = np.arange(math.prod(shape), dtype=kind).reshape(shape)
+    ours, theirs = records.array(values), Array(values)
+    assert ours == theirs
+    assert ours.object_id == theirs.object_id
+    assert np.array_equal(records.values(ours), values)
+
+
+def test_records_are_flowers_own_and_check_what_is_set_later() -> None:
+    array = Array(np.zeros(3, np.float32))
+    words, arrays = records.words({"a": 1}), records.arrays({"w": array})
+    content = records.content({"x": words, "y": arrays})
+    assert content == RecordDict({"x": ConfigRecord({"a": 1}), "y": ArrayRecord({"w": array})})
+    assert content.object_id == RecordDict({"x": words, "y": arrays}).object_id
+    words["b"] = 2
+    assert "b" not in records.words({})
+    wrong: Any = object()
+    with pytest.raises(TypeError):
+        words["c"] = wrong
+    with pytest.raises(TypeError):
+        arrays["c"] = wrong
+    with pytest.raises(TypeError):
+        content["c"] = wrong
