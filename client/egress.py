@@ -209,7 +209,7 @@ def _train_limits(site: OpenSite, asked: Asked, expected: Answer) -> Limits:
     norm = _norm(site, asked.plan)
     return Limits(
         expected=expected,
-        shapes=loss_release.shapes(site.shapes, strategy),
+        shapes=loss_release.shapes(site.shapes, strategy) if loss_release.releases(strategy) else site.shapes,
         norm=None if norm is None else math.hypot(norm, loss),
         loss=loss,
     )

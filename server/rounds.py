@@ -41,12 +41,16 @@ class _Known:
 
     Attributes:
         norms: see `Rounds._norms`; None until they are worked out.
-        number: of the round before which `before` was read; 0 before the first.
+        number: of the round that the following are of; 0 before the first.
+        before: see `Rounds._before`. total: the last of it and its SHA-256; it stays the same for long.
+        strategy: see `Rounds._strategy`; None until it is asked for.
     """
 
     norms: dict[str, float] | None = None
     number: int = 0
     before: tuple[Arrays, Arrays, Arrays] = ({}, {}, {})
+    total: tuple[str, Arrays] = ("", {})
+    strategy: FlowerStrategy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +174,7 @@ class Rounds:
         return loss_release.most(strategy, self.plan.terms) if loss_release.releases(strategy) else 0.0
 
     def _aggregate(self, row: RoundRow) -> None:
-        strategy = self._strategy(row)
+        strategy, self._known.strategy = self._strategy(row), None  # once: applying changes it
         updates = self.store.updates(row.number)  # read from disk one after the other
         applied = strategy.aggregate(updates, self._staleness(row.number))
         _, _, before = self._before(row.number)
@@ -203,7 +207,9 @@ class Rounds:
     def _strategy(self, row: RoundRow) -> FlowerStrategy:
         """The rule as it stood before this round."""
         model, state, _ = self._before(row.number)
-        strategy = FlowerStrategy(
+        if self._known.strategy is not None:
+            return self._known.strategy
+        self._known.strategy = strategy = FlowerStrategy(
             rule=self.rule,
             plan=self.plan,
             model=model,
@@ -218,6 +224,7 @@ class Rounds:
         """Model, state of the rule and running sum from which round `number` starts; not to be changed."""
         if number != self._known.number:
             self._known.before, self._known.number = self._read_before(number), number
+            self._known.strategy = None
         return self._known.before
 
     def _read_before(self, number: int) -> tuple[Arrays, Arrays, Arrays]:
@@ -226,8 +233,9 @@ class Rounds:
             names = list(self.shapes)
             return model, self.rule.init(model, names), average.start(model, names)
         row = self.store.round(number - 1)
-        model, state, total = (self.store.arrays(str(digest)) for digest in (row.model, row.rule, row.total))
-        return model, state, total
+        if self._known.total[0] != row.total:
+            self._known.total = str(row.total), self.store.arrays(str(row.total))
+        return self.store.arrays(str(row.model)), self.store.arrays(str(row.rule)), self._known.total[1]
 
 
 def trainable_shapes(state: Mapping[str, np.ndarray], names: list[str]) -> dict[str, tuple[int, ...]]:

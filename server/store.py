@@ -67,7 +67,7 @@ class RoundRow:
 
 
 _PAGE_BYTES = 1 << 15  # a model is long: with SQLite's 4096 writing one takes five times as long
-_KEPT_BYTES = 32 << 20
+_KEPT_BYTES = 48 << 20
 _READ_KEPT, _SMALL_BYTES = 6, 1 << 20
 _COLLECTING = ("sent", "collected")
 """States in which the updates of a round are needed."""
@@ -364,7 +364,7 @@ class Store:
     def data(self, digest: str) -> bytes:
         """The canonical bytes with this SHA-256; raises as `arrays`."""
         if digest in self._read:
-            return self._read[digest]
+            return self._remember(digest, self._read[digest])
         row = self._db.execute("SELECT data FROM blob WHERE sha256 = ?", (digest,)).fetchone()
         if row is None or sha256(bytes(row[0])) != digest:
             raise ServerError(f"Expected arrays with SHA-256 {digest}; the coordinator's file is damaged.")
@@ -373,6 +373,7 @@ class Store:
     def _remember(self, digest: str, data: bytes) -> bytes:
         """The same data, kept if they are short: a round asks for model, rule and sum of the one before."""
         if len(data) <= _SMALL_BYTES:
+            self._read.pop(digest, None)
             if len(self._read) >= _READ_KEPT:
                 self._read.pop(next(iter(self._read)))
             self._read[digest] = data
