@@ -98,6 +98,10 @@ class Buffered(Rounds):
     clock: Callable[[], float] = time.time
     _process: _Process = field(init=False, default_factory=_Process)
 
+    @property
+    def _sends_at_once(self) -> bool:
+        return False  # tasks are given in between
+
     def _send(self, row: RoundRow) -> None:
         """Gives the round's base to whoever is free, and to those whose work became too old."""
         self._begin()

@@ -1,9 +1,9 @@
 """The rounds of a federation as a durable state machine over any Flower grid.
 
 A round goes open → sent → collected → aggregated → committed; each arrow is one transaction of the
-store, taken before anything acts on it. After a crash the machine goes on in the state that it
-finds: requests that went out are sent again, and sites answer them with the release that they
-cached, so the final model is bit for bit that of an undisturbed run.
+store, taken before anything acts on it (in a simulation a round is open and sent in one). After a crash
+the machine goes on in the state that it finds: requests that went out are sent again, and sites answer
+them with the release that they cached, so the final model is bit for bit that of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -107,8 +107,14 @@ class Rounds:
         number = 1 if row is None else row.number + 1
         if number > self.plan.rounds:
             return None
-        self.store.open_round(number, self.plan.base_sha256 if row is None else str(row.model))
+        base = self.plan.base_sha256 if row is None else str(row.model)
+        self.store.open_round(number, base, sent=self._sends_at_once)
         return self.store.last_round()
+
+    @property
+    def _sends_at_once(self) -> bool:
+        """Whether a round is open and sent in one step: nobody is told in between."""
+        return self.store.simulated
 
     def _send(self, row: RoundRow) -> None:
         self.store.sent(row.number)

@@ -90,7 +90,7 @@ class Store:
         with suppress(FileExistsError):  # for this user alone: it holds the updates of each site
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
-        self._laid, self._simulated = Laid(path, self._db), simulated
+        self._laid, self.simulated = Laid(path, self._db), simulated
         try:
             self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -216,8 +216,12 @@ class Store:
         """All rounds in order."""
         return tuple(_round_row(row) for row in self._db.execute(f"{_SELECT_ROUND} ORDER BY number"))
 
-    def open_round(self, number: int, base: str) -> None:
-        """Starts a round from the model with hash `base`; the round before must be committed."""
+    def open_round(self, number: int, base: str, *, sent: bool = False) -> None:
+        """Starts a round from the model with hash `base`; the round before must be committed.
+
+        Args:
+            sent: records at once that requests are about to go out.
+        """
         last = self.last_round()
         if number != (1 if last is None else last.number + 1) or (
             last is not None and last.state != "committed"
@@ -226,7 +230,8 @@ class Store:
                 f"Expected the last round to be committed and to be {number - 1}; it is {last}."
             )
         with self._write() as db:
-            db.execute("INSERT INTO round (number, state, base) VALUES (?, 'open', ?)", (number, base))
+            state = "sent" if sent else "open"
+            db.execute("INSERT INTO round (number, state, base) VALUES (?, ?, ?)", (number, state, base))
 
     def sent(self, number: int) -> None:
         """Records that requests are about to go out."""
@@ -417,7 +422,7 @@ class Store:
         self, db: sqlite3.Connection, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]
     ) -> None:
         whole = {site: packed(updates[site]) for site in sorted(updates)}
-        if self._simulated:
+        if self.simulated:
             self._laid.put(number, whole)
             for update in whole.values():
                 self._keep(update)
