@@ -14,15 +14,15 @@ made of what is not complete, so after a crash the same sites go together as bef
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from flwr.app import Context, Message
 
 from client.app import READY, Begun, checked, complete, reserve
 from client.crew import Made, processes_here
 from client.site import OpenSite, sites_open
-from client.stacked import Work, can_stack, most_together
-from client.team import Base, Member, Team
+from client.stacked import can_stack, most_together
+from client.team import Base, Member, Piece, Team
 from conf.errors import TwinwardError
 from link.stopwatch import phase
 from link.wire import TRAIN
@@ -95,21 +95,29 @@ class TrainAhead:
 
     def _chunks(self, rounds: Sequence[Begun]) -> Iterator[Made]:
         first = rounds[0]
-        works = {begun.site.name: begun.work for begun in rounds}
+        pieces = [
+            Piece(
+                site=begun.site.name,
+                declared=begun.plan.patients_of(begun.site.name),
+                context=begun.context,
+                steps=begun.plan.steps_of(begun.site.name),
+            )
+            for begun in rounds
+        ]
         base = Base(state=first.model, terms=first.plan.terms, strategy=first.plan.strategy)
         together = most_together(len(first.plan.asked(first.request.round)))
-        return self._team_for(first.site, works).round(base, works, together)
+        return self._team_for([begun.site for begun in rounds]).round(base, pieces, together)
 
-    def _team_for(self, site: OpenSite, works: Mapping[str, Work]) -> Team:
+    def _team_for(self, sites: Sequence[OpenSite]) -> Team:
         """The team that is there, or another of all sites that are open."""
-        if self._team is None or not self._team.fits(site.model, works):
+        first, windows = sites[0], {site.name: site.examples for site in sites}
+        if self._team is None or not self._team.fits(first.model, windows):
             self.close()
             members = {
                 own.name: Member(examples=own.examples, stream=NoiseStream(own.secret, b""))
                 for own in sites_open()
             }
-            processes = processes_here(site.config.engine.processes)
-            self._team = Team(site.model, site.task, members, processes)
+            self._team = Team(first.model, first.task, members, processes_here(first.config.engine.processes))
         return self._team
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -63,11 +63,47 @@ class Work:
     correction: Mapping[str, np.ndarray] | None = None
     steps: int | None = None
     counts_P: np.ndarray = field(init=False)
+    known_counts: InitVar[np.ndarray | None] = None
 
-    def __post_init__(self) -> None:
-        patients = len(self.examples.patients)
-        counts_P = np.bincount(self.examples.patient_N.cpu().numpy(), minlength=patients)
+    def __post_init__(self, known_counts: np.ndarray | None) -> None:
+        counts_P = windows_of_each(self.examples) if known_counts is None else known_counts
         object.__setattr__(self, "counts_P", counts_P)
+
+
+def windows_of_each(examples: Examples) -> np.ndarray:
+    """How many windows each patient has, shape P."""
+    return np.bincount(examples.patient_N.cpu().numpy(), minlength=len(examples.patients))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """What is to be known of a network, looked up once.
+
+    Attributes:
+        trained: its parameters that are trained, by name.
+        chain: itself with its hidden layers, if it is a chain.
+        seen: numbers that its known layers see and give for a window.
+    """
+
+    trained: Mapping[str, nn.Parameter]
+    chain: Chain | None
+    seen: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Anatomy:
+        """A network's."""
+        hidden = hidden_layers(model)
+        layers = [layer.get_parameter("weight") for layer in known_layers(model).values()]
+        return cls(
+            trained=trainable(model),
+            chain=(model, hidden) if hidden is not None and isinstance(model, Network) else None,
+            seen=sum(weight[0].numel() + len(weight) for weight in layers),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(value.numel() for value in self.trained.values())
 
 
 def can_stack(model: nn.Module) -> bool:
@@ -101,8 +137,10 @@ def train_many(
         floats_at_once: bound on the numbers of a step, from which follows how many sites go together.
         most_sites: that go together; None is MOST_SITES.
     """
-    shop = Workshop(model, state, task, terms, strategy)
-    for places in chunks(model, works, terms, floats_at_once, most_sites or MOST_SITES):
+    anatomy = Anatomy.of(model)
+    shop = Workshop(model, anatomy, state, task, terms, strategy)
+    sizes = [step_floats(anatomy, work.examples, work.counts_P, terms) for work in works]
+    for places in chunks(sizes, floats_at_once, most_sites or MOST_SITES):
         with one_thread():
             made = shop.trained([works[place] for place in places])
         yield [(places[number], update) for number, update in made]
@@ -112,14 +150,19 @@ class Workshop:
     """Trains sites from one base under one plan, alone or in chunks."""
 
     def __init__(
-        self, model: nn.Module, state: Mapping[str, np.ndarray], task: Task, terms: Terms, strategy: Strategy
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        state: Mapping[str, np.ndarray],
+        task: Task,
+        terms: Terms,
+        strategy: Strategy,
     ) -> None:
         load_state(model, state)
         self._model, self._state, self._task = model, state, task
         self._terms, self._strategy = terms, strategy
-        self._start = {name: value.detach().clone() for name, value in trainable(model).items()}
-        hidden = None if terms.private else hidden_layers(model)
-        self._chain = (model, hidden) if hidden is not None and isinstance(model, Network) else None
+        self._start = {name: value.detach().clone() for name, value in anatomy.trained.items()}
+        self._chain = None if terms.private else anatomy.chain
         self._stacked: Stack | None = None
         self._copy: nn.Module | None = None
 
@@ -154,16 +197,15 @@ class Workshop:
             return error
 
 
-def chunks(
-    model: nn.Module, works: Sequence[Work], terms: Terms, floats: int, most: int
-) -> Iterator[list[int]]:
-    """Places of sites that go together, small sites first."""
-    layers = [layer.get_parameter("weight") for layer in known_layers(model).values()]
-    seen = sum(weight[0].numel() + len(weight) for weight in layers)
-    parameters = sum(value.numel() for value in trainable(model).values())
-    sizes = [_floats(work, terms, seen, parameters) for work in works]
+def chunks(sizes: Sequence[float], floats: float, most: int) -> Iterator[list[int]]:
+    """Places of sites that go together, small sites first.
+
+    Args:
+        sizes: of each site, `step_floats`. floats: most of them together.
+        most: sites together.
+    """
     chunk: list[int] = []
-    for place in sorted(range(len(works)), key=lambda place: (sizes[place], place)):
+    for place in sorted(range(len(sizes)), key=lambda place: (sizes[place], place)):
         # The last is the greatest, and padding makes all others as great.
         if chunk and (len(chunk) + 1 > most or (len(chunk) + 1) * sizes[place] > floats):
             yield chunk
@@ -173,13 +215,14 @@ def chunks(
         yield chunk
 
 
-def _floats(work: Work, terms: Terms, seen: int, parameters: int) -> float:
+def step_floats(anatomy: Anatomy, examples: Examples, counts_P: np.ndarray, terms: Terms) -> float:
     """About how many numbers a step of a site holds: windows with what layers see, gradients, weights."""
-    drawn = np.minimum(work.counts_P, terms.windows_per_patient)
-    windows = float(drawn.max(initial=0)) * len(drawn) * terms.sampling_rate
-    steps = max(1, work.examples.series_NTC.shape[1])
-    explicit = parameters * len(drawn) * terms.sampling_rate if drawn.max(initial=0) * steps > 1 else 0
-    return 2.0 * windows * seen * steps + (explicit if terms.private else 0) + 3.0 * parameters
+    patients, most = len(counts_P), min(int(counts_P.max(initial=0)), terms.windows_per_patient)
+    windows, steps = most * patients * terms.sampling_rate, max(1, examples.series_NTC.shape[1])
+    explicit = anatomy.parameters * patients * terms.sampling_rate if most * steps > 1 else 0
+    return (
+        2.0 * windows * anatomy.seen * steps + (explicit if terms.private else 0) + 3.0 * anatomy.parameters
+    )
 
 
 class _Run:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from torch import nn
 
 from client.crew import WORTH_S, Crew, Made
-from client.stacked import FLOATS_AT_ONCE, MOST_SITES, Work, Workshop, chunks
-from client.trainer import trainable
+from client.stacked import (
+    FLOATS_AT_ONCE,
+    MOST_SITES,
+    Anatomy,
+    Work,
+    Workshop,
+    chunks,
+    step_floats,
+    windows_of_each,
+)
 from conf.schema import Strategy
 from privacy.noise import NoiseStream
 from trust.packed import packed
@@ -28,10 +36,15 @@ class Member:
 
     Attributes:
         stream: of the site's secret, for any context.
+        counts_P: windows of each of its patients.
     """
 
     examples: Examples
     stream: NoiseStream
+    counts_P: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counts_P", windows_of_each(self.examples))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +57,19 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Piece:
-    """A site's `Work`, in words that say nothing of its patients and its secret.
+class Piece:
+    """A member's part of a round, in words that say nothing of its patients and its secret; see `Work`.
 
     Attributes:
-        place: in the round's works.
         context: of its stream in this round.
     """
 
     site: str
-    place: int
     declared: int
     context: bytes
-    wanted: bool
-    correction: Mapping[str, np.ndarray] | None
-    steps: int | None
+    wanted: bool = True
+    correction: Mapping[str, np.ndarray] | None = None
+    steps: int | None = None
 
 
 class Team:
@@ -78,12 +89,13 @@ class Team:
         worth_s: seconds of training in this process after which the others start.
         """
         self.model, self.members = model, members
-        self._task = task
+        self._task, self._anatomy = task, Anatomy.of(model)
         self._shop: tuple[Base, Workshop] | None = None
-        parameters = sum(value.numel() for value in trainable(model).values())
+        self._sizes: tuple[Terms, dict[str, float]] | None = None
+        parameters = self._anatomy.parameters
         together = max(1, min(MOST_SITES, FLOATS_AT_ONCE // (3 * parameters)))
         on_processor = all(value.device.type == "cpu" for value in model.parameters())
-        self._crew: Crew[Base, tuple[_Piece, ...]] = Crew(
+        self._crew: Crew[Base, tuple[tuple[int, Piece], ...]] = Crew(
             self._trained,
             processes=processes if on_processor else 1,
             room=together * (4 * parameters + _HEADER_BYTES),
@@ -94,51 +106,47 @@ class Team:
         """Ends its processes."""
         self._crew.close()
 
-    def fits(self, model: nn.Module, works: Mapping[str, Work]) -> bool:
-        """Whether it can train these sites, with all its processes."""
+    def fits(self, model: nn.Module, sites: Mapping[str, Examples]) -> bool:
+        """Whether it can train these sites with these windows, with all its processes."""
         known = all(
-            site in self.members and self.members[site].examples is work.examples
-            for site, work in works.items()
+            site in self.members and self.members[site].examples is examples
+            for site, examples in sites.items()
         )
         return known and model is self.model and self._crew.is_whole
 
-    def round(self, base: Base, works: Mapping[str, Work], most_sites: int) -> Iterator[Made]:
-        """Chunk after chunk, the place in `works` and the release of each wanted site, or why it has none.
+    def round(self, base: Base, pieces: Sequence[Piece], most_sites: int) -> Iterator[Made]:
+        """Chunk after chunk, the place in `pieces` and the release of each wanted site, or why it has none.
 
         Args:
-            works: by name of a member.
             most_sites: that go together.
         """
-        listed = list(works.values())
-        pieces = [
-            _Piece(
-                site=site,
-                place=place,
-                declared=work.declared,
-                context=work.stream.context,
-                wanted=work.wanted,
-                correction=work.correction,
-                steps=work.steps,
-            )
-            for place, (site, work) in enumerate(works.items())
-        ]
-        found = chunks(self.model, listed, base.terms, FLOATS_AT_ONCE, most_sites)
-        parts = [tuple(pieces[place] for place in places) for places in found]
-        yield from self._crew.run(base, [part for part in parts if any(piece.wanted for piece in part)])
+        size_of = self._floats(base.terms)
+        found = chunks([size_of[piece.site] for piece in pieces], FLOATS_AT_ONCE, most_sites)
+        parts = [tuple((place, pieces[place]) for place in places) for places in found]
+        yield from self._crew.run(base, [part for part in parts if any(piece.wanted for _, piece in part)])
 
-    def _trained(self, base: Base, part: Sequence[_Piece]) -> Made:
+    def _floats(self, terms: Terms) -> dict[str, float]:
+        """The size of each member's step under these terms."""
+        if self._sizes is None or self._sizes[0] != terms:
+            found = {
+                site: step_floats(self._anatomy, member.examples, member.counts_P, terms)
+                for site, member in self.members.items()
+            }
+            self._sizes = terms, found
+        return self._sizes[1]
+
+    def _trained(self, base: Base, part: Sequence[tuple[int, Piece]]) -> Made:
         """In whichever process it is."""
         if self._shop is None or self._shop[0] is not base:
-            shop = Workshop(self.model, base.state, self._task, base.terms, base.strategy)
+            shop = Workshop(self.model, self._anatomy, base.state, self._task, base.terms, base.strategy)
             self._shop = base, shop
-        works = [self._work(piece) for piece in part]
-        made = self._shop[1].trained(works)
+        made = self._shop[1].trained([self._work(piece) for _, piece in part])
         return [
-            (part[number].place, packed(update) if isinstance(update, dict) else update)
+            (part[number][0], packed(update) if isinstance(update, dict) else update)
             for number, update in made
         ]
 
-    def _work(self, piece: _Piece) -> Work:
+    def _work(self, piece: Piece) -> Work:
         member = self.members[piece.site]
         return Work(
             examples=member.examples,
@@ -147,4 +155,5 @@ class Team:
             wanted=piece.wanted,
             correction=piece.correction,
             steps=piece.steps,
+            known_counts=member.counts_P,
         )

@@ -18,7 +18,7 @@ import torch
 
 from client.crew import Crew, Made
 from client.stacked import Work, train_many
-from client.team import Base, Member, Team
+from client.team import Base, Member, Piece, Team
 from conf import schema
 from privacy.errors import PrivacyError
 from privacy.noise import NoiseStream
@@ -80,16 +80,21 @@ def _base(network: Network, *, private: bool) -> Base:
     return Base(state=state, terms=terms, strategy=schema.Strategy(local_steps=3, learning_rate=0.1))
 
 
-def _works(members: Mapping[str, Member], context: bytes) -> dict[str, Work]:
-    return {
-        name: Work(examples=member.examples, declared=20, stream=member.stream.at(context))
-        for name, member in members.items()
-    }
+def _works(members: Mapping[str, Member], context: bytes) -> list[Work]:
+    return [
+        Work(examples=member.examples, declared=20, stream=member.stream.at(context))
+        for member in members.values()
+    ]
 
 
-def _round(team: Team, base: Base, works: Mapping[str, Work]) -> dict[int, Packed]:
-    found = dict(entry for made in team.round(base, works, 2) for entry in made)
-    assert sorted(found) == list(range(len(works)))
+def _windows(members: Mapping[str, Member]) -> dict[str, Examples]:
+    return {name: member.examples for name, member in members.items()}
+
+
+def _round(team: Team, base: Base, members: Mapping[str, Member], context: bytes) -> dict[int, Packed]:
+    pieces = [Piece(site=name, declared=20, context=context) for name in members]
+    found = dict(entry for made in team.round(base, pieces, 2) for entry in made)
+    assert sorted(found) == list(range(len(pieces)))
     assert not any(isinstance(release, PrivacyError) for release in found.values())
     return {place: release for place, release in found.items() if isinstance(release, Packed)}
 
@@ -101,11 +106,11 @@ def test_processes_change_no_bit_of_a_release(
     base = _base(network, private=private)
     with closing(Team(network, TASK, members, 3, worth_s=0.0)) as team:
         for context in (b"round 1", b"round 2"):
-            found = _round(team, base, _works(members, context))
+            found = _round(team, base, members, context)
             chunks = train_many(
                 model=network,
                 state=base.state,
-                works=list(_works(members, context).values()),
+                works=_works(members, context),
                 task=TASK,
                 terms=base.terms,
                 strategy=base.strategy,
@@ -115,16 +120,15 @@ def test_processes_change_no_bit_of_a_release(
                 assert isinstance(update, dict)
                 assert found[place].sha256 == packed(update).sha256
                 np.testing.assert_array_equal(found[place]["head.weight"], update["head.weight"])
-        assert team.fits(network, _works(members, b"round 3"))
+        assert team.fits(network, _windows(members))
 
 
 def test_a_site_that_is_no_member_asks_for_another_team(network: Network, members: dict[str, Member]) -> None:
     with closing(Team(network, TASK, members, 1)) as team:
-        works = _works(members, b"round 1")
-        others = {"site 0": Member(examples=_examples(20, 0), stream=members["site 0"].stream)}
-        assert team.fits(network, works)
-        assert not team.fits(network, works | {"another": works["site 0"]})
-        assert not team.fits(network, works | _works(others, b"round 1"))
+        windows = _windows(members)
+        assert team.fits(network, windows)
+        assert not team.fits(network, windows | {"another": windows["site 0"]})
+        assert not team.fits(network, windows | {"site 0": _examples(20, 0)})
 
 
 def test_the_parts_of_a_process_that_is_killed_are_trained_by_the_others(
@@ -132,12 +136,12 @@ def test_the_parts_of_a_process_that_is_killed_are_trained_by_the_others(
 ) -> None:
     base = _base(network, private=False)
     with closing(Team(network, TASK, members, 3, worth_s=0.0)) as team:
-        expected = _round(team, base, _works(members, b"round 1"))
+        expected = _round(team, base, members, b"round 1")
         for child in multiprocessing.active_children():
             assert child.pid is not None
             os.kill(child.pid, signal.SIGKILL)
-        found = _round(team, base, _works(members, b"round 1"))
-        assert not team.fits(network, _works(members, b"round 2"))
+        found = _round(team, base, members, b"round 1")
+        assert not team.fits(network, _windows(members))
     assert {place: release.sha256 for place, release in found.items()} == {
         place: release.sha256 for place, release in expected.items()
     }
