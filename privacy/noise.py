@@ -20,7 +20,7 @@ import hmac
 import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 import torch
@@ -61,6 +61,10 @@ class NoiseStream:
 
     def __repr__(self) -> str:
         return "NoiseStream(<secret>)"
+
+    def __reduce__(self) -> NoReturn:
+        # Attack: bytes of a stream are the site's key; and a copy gives equal noise, which cancels.
+        raise PrivacyError("A stream is neither copied nor pickled; make another with `child` or `at`.")
 
     @property
     def context(self) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +172,12 @@ def test_the_secret_is_not_shown_when_a_stream_is_printed() -> None:
 def test_keys_are_derived_as_the_library_derives_them(secret: bytes, info: bytes) -> None:
     library = HKDF(algorithm=hashes.SHA256(), length=48, salt=None, info=info)
     assert _expand(_extract(secret), info) == library.derive(secret)
+
+
+def test_a_stream_is_neither_copied_nor_pickled_whether_it_was_read_or_not() -> None:
+    fresh, begun = NoiseStream(SECRET, b"x"), NoiseStream(SECRET, b"x")
+    begun.uniform(1)
+    for stream in (fresh, begun):
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(PrivacyError, match="neither copied nor pickled"):
+                attempt(stream)
