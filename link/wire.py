@@ -257,7 +257,7 @@ class _RoundRead(threading.local):
     """
 
     def __init__(self) -> None:
-        self._names = [""]  # none yet: no record is like this
+        self._names: list[str] | None = None
         self._values: tuple[object, ...] = ()
         self._round = Round(plan="", round=0, base="")
 

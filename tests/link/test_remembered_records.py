@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +117,12 @@ def test_a_request_like_the_last_one_but_for_a_type_or_a_key_is_refused() -> Non
     content[ROUND] = to_record(update(1.0))
     with pytest.raises(LinkError, match="keys"):
         read_train_request(content)
+
+
+def test_a_thread_that_has_read_nothing_knows_no_request() -> None:
+    empty = RecordDict({ROUND: ConfigRecord({"": 0}), MODEL: to_record(update(1.0))})
+    with ThreadPoolExecutor(1) as fresh, pytest.raises(LinkError, match="keys"):
+        fresh.submit(read_train_request, empty).result()
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (4,), (2, 3)])
