@@ -167,8 +167,9 @@ def packed_from_npy(npy: bytes, sha256: str | None = None) -> Packed:
     if begin + layout.total != len(npy) or npy[begin:length] != layout.header:
         raise TrustError("Expected arrays in their canonical bytes; these are in another form.")
     if len(layout.header) <= _LONGEST_KEPT and known is None:
-        while len(_KNOWN) >= 16:
-            _KNOWN.pop(next(iter(_KNOWN)), None)
+        # Of a copy: another thread may change it meanwhile.
+        for oldest in list(_KNOWN)[: max(0, len(_KNOWN) - _MOST_KNOWN + 1)]:
+            _KNOWN.pop(oldest, None)
         _KNOWN[layout.header] = layout
     found = Packed(npy, begin, layout)
     found._sha256 = sha256
@@ -176,6 +177,7 @@ def packed_from_npy(npy: bytes, sha256: str | None = None) -> Packed:
 
 
 _KNOWN: Final[dict[bytes, _Layout]] = {}
+_MOST_KNOWN: Final = 16
 
 
 def _read_layout(data: bytes) -> _Layout:

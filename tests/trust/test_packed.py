@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from trust.digest import arrays_from_bytes, arrays_sha256, arrays_to_bytes
 from trust.errors import TrustError
-from trust.packed import packed, packed_from_bytes, packed_from_npy
+from trust.packed import _KNOWN, _MOST_KNOWN, packed, packed_from_bytes, packed_from_npy
 
 KINDS = st.sampled_from(["float32", "float64", "int64", "uint8", "bool", ">f4"])
 ARRAYS = st.dictionaries(
@@ -47,6 +47,18 @@ def test_all_float32_numbers_are_one_vector_in_the_order_of_the_arrays() -> None
         np.testing.assert_array_equal(array, 2 * arrays[name])
     assert packed(arrays | {"c": np.zeros(1)}).flat is None
     assert packed(one) is one
+
+
+def test_few_layouts_are_remembered_and_each_file_is_read_by_its_own() -> None:
+    files = [packed({f"layer {number}": np.full(number + 1, number)}).npy for number in range(40)]
+    for _ in range(2):
+        for number, npy in enumerate(files):
+            ((name, array),) = packed_from_npy(npy).items()
+            assert (name, array.tolist()) == (f"layer {number}", [number] * (number + 1))
+            assert len(_KNOWN) <= _MOST_KNOWN
+    before = list(_KNOWN)
+    packed_from_npy(files[-1])
+    assert list(_KNOWN) == before
 
 
 def test_bytes_in_another_form_are_refused() -> None:
