@@ -1,4 +1,4 @@
-"""What the coordinator keeps on disk: plan, sites, rounds, replies, models; each step one transaction.
+"""What the coordinator keeps on disk: what was agreed, rounds, replies, models; each step one transaction.
 
 SQLite with synchronous=FULL: when a call returns, what it wrote survives a crash of the process or
 of the machine; when it is killed before, nothing of it is there. Models and updates are kept by
@@ -15,7 +15,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,25 +23,19 @@ from typing import Self
 
 import numpy as np
 
-from server import laid, tasks
+from server import agreed, laid, tasks
+from server.agreed import Agreed
 from server.errors import ServerError
 from server.laid import Laid
 from server.tasks import Task, Tasks
 from trust.digest import Arrays, arrays_from_bytes, sha256
 from trust.packed import Packed, packed, packed_from_bytes
-from trust.plan import Plan, from_json
+from trust.plan import Plan
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blob (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS site (
-    name TEXT PRIMARY KEY, patients INTEGER NOT NULL, code TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS said (
-    kind TEXT NOT NULL, site TEXT NOT NULL, patients INTEGER NOT NULL, code TEXT NOT NULL,
-    PRIMARY KEY (kind, site)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS fewer (site TEXT PRIMARY KEY, steps INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS round (
     number INTEGER PRIMARY KEY, state TEXT NOT NULL, base TEXT NOT NULL REFERENCES blob,
     model TEXT REFERENCES blob, rule TEXT REFERENCES blob, total TEXT REFERENCES blob, diagnostics TEXT);
@@ -73,7 +67,7 @@ _COLLECTING = ("sent", "collected")
 """States in which the updates of a round are needed."""
 
 
-class Store:
+class Store(Agreed):
     """The coordinator's file of one federation; one process writes at a time."""
 
     def __init__(self, path: Path, *, simulated: bool = False) -> None:
@@ -89,20 +83,20 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # for this user alone: it holds the updates of each site
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
+        super().__init__(sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False))
         self._laid, self.simulated = Laid(path, self._db), simulated
         try:
             self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'NORMAL' if simulated else 'FULL'}")
-            self._db.executescript(_SCHEMA + tasks.SCHEMA + laid.SCHEMA)
+            self._db.executescript(_SCHEMA + agreed.SCHEMA + tasks.SCHEMA + laid.SCHEMA)
             if simulated:
                 self._forget_lost()
         except sqlite3.OperationalError:  # no room, or locked: another time it may go
-            self._db.close()
+            self.close()
             raise
         except sqlite3.DatabaseError as error:
-            self._db.close()
+            self.close()
             raise ServerError(f"Expected a coordinator's file at {path}; it is damaged ({error}).") from None
         self.tasks = Tasks(self._db, self._write)
         self._kept: dict[str, Packed] = {}
@@ -121,80 +115,12 @@ class Store:
         self._laid.close()
         self._db.close()
 
-    # What was agreed before the first round.
-
-    def fact(self, key: str) -> str | None:
-        """A recorded fact, None if there is none."""
-        row = self._db.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
-
-    def put_fact(self, key: str, value: str) -> None:
-        """Records a fact, once; a second time is an error of the caller."""
-        with self._write() as db:
-            self._fact(db, key, value)
-
     def begin(self, offer: Plan, settings_json: str, model: Mapping[str, np.ndarray]) -> None:
         """Records what is offered to sites, under which settings, and the model that all start from."""
         with self._write() as db:
             self._fact(db, "settings", settings_json)
             self._fact(db, "offer", offer.to_json())
             self._fact(db, "start", self._put(db, model))
-
-    def offer(self) -> Plan | None:
-        """The plan without participants, None before `begin`."""
-        text = self.fact("offer")
-        return None if text is None else from_json(text)
-
-    def note(self, kind: str, site: str, patients: int, code: str, steps: int | None = None) -> None:
-        """Records what a site said last to a request of this kind; a code is what it refused with.
-
-        Args:
-            steps: local steps that it declares, 0 for as many as asked; None leaves what it declared.
-        """
-        with self._write() as db:
-            db.execute("INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)", (kind, site, patients, code))
-            if steps is not None:
-                db.execute("DELETE FROM fewer WHERE site = ?", (site,))
-            if steps:
-                db.execute("INSERT INTO fewer VALUES (?, ?)", (site, steps))
-
-    def fewer_steps(self) -> dict[str, int]:
-        """Local steps of the sites that declared that they do fewer than the offer asks."""
-        rows = self._db.execute("SELECT site, steps FROM fewer")
-        return {str(site): int(steps) for site, steps in rows}
-
-    def noted(self, kind: str) -> dict[str, tuple[int, str]]:
-        """What each site said last to a request of this kind: patients and code."""
-        rows = self._db.execute("SELECT site, patients, code FROM said WHERE kind = ? ORDER BY site", (kind,))
-        return {str(site): (int(patients), str(code)) for site, patients, code in rows}
-
-    def declare(self, plan: Plan, refused: Mapping[str, str]) -> None:
-        """Records the plan with its participants, and the sites that refused the offer, by code."""
-        with self._write() as db:
-            self._fact(db, "plan", plan.to_json())
-            for entry in plan.participants:
-                self._site(db, entry.site, entry.patients, "")
-            for site, code in refused.items():
-                self._site(db, site, 0, code)
-
-    def accept(self, refused: Mapping[str, str]) -> None:
-        """Records that sites were asked to accept the plan, and which of them refused, by code."""
-        with self._write() as db:
-            for site, code in refused.items():
-                db.execute("UPDATE site SET code = ? WHERE name = ?", (code, site))
-            self._fact(db, "accepted", "yes")
-
-    def plan(self) -> Plan | None:
-        """The plan with its participants, None before `declare`."""
-        text = self.fact("plan")
-        return None if text is None else from_json(text)
-
-    def sites(self) -> dict[str, tuple[int, str]]:
-        """Every site that answered: declared patients and refusal code (empty: it takes part)."""
-        rows = self._db.execute("SELECT name, patients, code FROM site ORDER BY name")
-        return {str(name): (int(patients), str(code)) for name, patients, code in rows}
-
-    # Rounds.
 
     def last_round(self) -> RoundRow | None:
         """The round with the greatest number, None before the first."""
@@ -384,16 +310,6 @@ class Store:
             self._read[digest] = data
         return data
 
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
     def _keep(self, update: Packed) -> None:
         """Holds an update in memory until its round is aggregated, as far as there is room."""
         if update.sha256 not in self._kept and self._kept_bytes + len(update.npy) <= _KEPT_BYTES:
@@ -411,12 +327,6 @@ class Store:
         whole = packed(arrays)
         self._remember(self._put(db, whole), bytes(whole.data))
         return whole.sha256
-
-    def _fact(self, db: sqlite3.Connection, key: str, value: str) -> None:
-        db.execute("INSERT INTO fact (key, value) VALUES (?, ?)", (key, value))
-
-    def _site(self, db: sqlite3.Connection, name: str, patients: int, code: str) -> None:
-        db.execute("INSERT INTO site (name, patients, code) VALUES (?, ?, ?)", (name, patients, code))
 
     def _replies(
         self, db: sqlite3.Connection, number: int, updates: Mapping[str, Mapping[str, np.ndarray]]
