@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 import torch
 
@@ -70,7 +71,25 @@ def held(directory: Path) -> Iterator[None]:
             raise ConfigError(
                 f"Another process is at work in {directory}. Wait for it, or choose another run.dir."
             ) from None
-        yield
+        _HELD.append(file)
+        try:
+            yield
+        finally:
+            _HELD.remove(file)
+
+
+_HELD: Final[list[BinaryIO]] = []
+"""Locks of this process."""
+
+
+def _let_go() -> None:
+    """In a forked process, which would hold the folder for as long as it outlives the one that took it."""
+    for file in _HELD:
+        file.close()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def check_device(device: str) -> None:

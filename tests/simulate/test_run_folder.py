@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,25 @@ def test_a_second_process_is_refused_until_the_first_is_gone_even_by_kill(tmp_pa
         other.kill()
     with held(tmp_path / "run"):
         pass
+
+
+def test_a_forked_process_that_outlives_its_parents_hold_does_not_hold_the_folder(tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    with held(tmp_path / "run"):
+        child = os.fork()
+        if child == 0:
+            os.close(writes)
+            os.read(reads, 1)
+            os._exit(0)
+        with pytest.raises(ConfigError, match="Another process"), held(tmp_path / "run"):
+            pass
+    try:
+        with held(tmp_path / "run"):
+            pass
+    finally:
+        os.close(writes)
+        os.close(reads)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "data.json"])
