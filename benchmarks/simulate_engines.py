@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.simulate_engines --sites 8 64 512
 
 FedAvg, an MLP of about 20,000 parameters, one local epoch. Each site has 256 patients of one window;
-our steps sample patients, so that an epoch in batches of 32 is 8 steps at a sampling rate of 32/256
-(Poisson: 32 on average). The bare loop draws batches of the same mean size from the same tensors,
+an epoch in batches of 32 is 8 steps at a sampling rate of 32/256, in which our patients take turns (with
+`--private`: Poisson, 32 on average). The bare loop draws batches of the same size from the same tensors,
 takes the same 8 steps with torch.optim-free SGD at each site in turn, and averages. It has no
 messages, no ledger, no file. Windows are made up: only how long things take is looked at.
 

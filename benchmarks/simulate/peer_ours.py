@@ -1,8 +1,8 @@
 """Our engines: plan, ledgers on disk, egress gate, durable rounds, as `twinward simulate` runs them.
 
-Sites' windows are put into memory instead of being read from a folder of recordings. Our steps draw
-patients (Poisson, 32 of 256 on average) where the others take them in turn: as many steps of the same
-mean size, on other batches.
+Sites' windows are put into memory instead of being read from a folder of recordings. Our patients
+take turns in a random order, 32 of 256 in a step, where the others take them as they lie: as many steps
+of the same size, on other batches.
 """
 
 from __future__ import annotations
