@@ -3,7 +3,8 @@
 What they are (round, site, SHA-256, where they lie) stands in the coordinator's file, in the transaction in
 which they are admitted, and is written after the bytes. So a process that is killed leaves rows whose bytes
 are there, or bytes that no row names. After a power cut bytes may be missing that a row names: their SHA-256
-tells, and the update is asked for again.
+tells, and all updates of that round are asked for again. Sites that train together would else be parted,
+which moves the last bits.
 
 Updates are needed until their round is aggregated: those of the next round lie in their place. A real
 coordinator does not use this: it keeps each update in its one file, and waits for the disk.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -74,15 +75,14 @@ class Laid:
             return None
         return found if sha256(found) == digest else None
 
-    def lost(self, number: int) -> tuple[str, ...]:
-        """The sites of a round's updates whose bytes are not there."""
+    def is_whole(self, number: int) -> bool:
+        """Whether the bytes of all updates of a round are there."""
         rows = self._db.execute("SELECT site FROM laid WHERE round = ?", (number,)).fetchall()
-        return tuple(str(site) for (site,) in rows if self.data(number, site) is None)
+        return all(self.data(number, str(site)) is not None for (site,) in rows)
 
-    def forget(self, number: int, sites: Sequence[str]) -> None:
-        """Within a transaction: as if the updates of these sites had not come."""
-        rows = [(number, site) for site in sites]
-        self._db.executemany("DELETE FROM laid WHERE round = ? AND site = ?", rows)
+    def forget(self, number: int) -> None:
+        """Within a transaction: as if no update of a round had come."""
+        self._db.execute("DELETE FROM laid WHERE round = ?", (number,))
 
     def _opened(self) -> int:
         if self._file < 0:

@@ -346,14 +346,13 @@ class Store(Agreed):
         db.execute("INSERT INTO reply (round, site, sha256) VALUES (?, ?, ?)", values)
 
     def _forget_lost(self) -> None:
-        """Asks again for updates of the round under way that are admitted and not whole on disk."""
+        """Asks again for all updates of the round under way if one that was admitted is not whole on disk."""
         row = self.last_round()
-        lost = () if row is None or row.state not in _COLLECTING else self._laid.lost(row.number)
-        if row is None or not lost:
+        if row is None or row.state not in _COLLECTING or self._laid.is_whole(row.number):
             return
-        logger.warning("round %d: %d updates are not whole on disk; asking again", row.number, len(lost))
+        logger.warning("round %d: its updates are not whole on disk; asking again", row.number)
         with self._write() as db:
-            self._laid.forget(row.number, lost)
+            self._laid.forget(row.number)
             db.execute("UPDATE round SET state = 'sent' WHERE number = ?", (row.number,))
 
     def _advance(self, db: sqlite3.Connection, number: int, before: str, after: str) -> None:
