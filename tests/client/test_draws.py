@@ -35,31 +35,45 @@ def _drawing(counts: list[np.ndarray], terms: Terms, sites: slice = slice(None))
     return Drawing(counts[sites], streams[sites], terms)
 
 
-def _patients(drawn: Draws, step: int, site: int) -> np.ndarray:
-    """Who takes part, where each patient has one window."""
-    before = int(drawn.present_TS[step, :site].sum())
-    return drawn.steps[step][1][before : before + drawn.present_TS[step, site]]
+def _patients(drawn: Draws, site: int) -> list[np.ndarray]:
+    """Who takes part in each step, where each patient has at most one window."""
+    ends = np.cumsum(drawn.present_TS.reshape(-1))
+    each = np.split(drawn.windows_M, ends[:-1])
+    return each[site :: drawn.present_TS.shape[1]]
 
 
 def test_without_privacy_everybody_has_one_turn_in_each_epoch_and_steps_are_of_one_size() -> None:
     drawn = _drawing([np.ones(size, np.int64) for size in SIZES], _terms(private=False)).next(12)
     for site, (size, share) in enumerate(zip(SIZES, (12, 2, 7), strict=True)):
-        turns = -(-size // share)
+        turns, taking_part = -(-size // share), _patients(drawn, site)
         orders = []
         for first in range(0, 12 - turns + 1, turns):
-            each = [_patients(drawn, step, site) for step in range(first, first + turns)]
+            each = taking_part[first : first + turns]
             assert [len(own) for own in each[:-1]] == [share] * (turns - 1)
             assert sorted(np.concatenate(each)) == list(range(size))
             orders.append(np.concatenate(each).tolist())
         assert len({tuple(order) for order in orders}) == len(orders) > 1
 
 
+@pytest.mark.parametrize("rate", [1e-6, 0.5, 0.999])
+def test_whoever_has_windows_has_one_turn_in_each_epoch_and_nobody_else_has_any(rate: float) -> None:
+    counts = [np.array(own, np.int64) for own in ([], [1], [0], [0, 1, 0, 1, 1], [1] * 9)]
+    drawing = _drawing(counts, _terms(private=False, rate=rate))
+    drawn = [drawing.next(steps) for steps in (1, 7, 82)]
+    for site, own in enumerate(counts):
+        turns = -(-len(own) // max(1, round(rate * len(own)))) if len(own) else 1
+        each = [patients for part in drawn for patients in _patients(part, site)]
+        whole = len(each) // turns * turns
+        taken = np.bincount(np.concatenate(each[:whole]), minlength=int(own.sum()))
+        assert taken.tolist() == [whole // turns] * int(own.sum())
+
+
 def test_with_privacy_each_patient_takes_part_on_their_own_at_the_rate_of_the_plan() -> None:
     terms, steps = _terms(private=True), 4000
     drawn = _drawing([np.ones(size, np.int64) for size in SIZES], terms).next(steps)
     taken_TP = np.zeros((steps, SIZES[0]))
-    for step in range(steps):
-        taken_TP[step, _patients(drawn, step, 0)] = 1
+    for step, patients in enumerate(_patients(drawn, 0)):
+        taken_TP[step, patients] = 1
     deviation = np.sqrt(0.3 * 0.7 / steps)
     assert np.abs(taken_TP.mean(0) - 0.3).max() < 4.5 * deviation
     # Independent patients: the number who take part is binomial.
