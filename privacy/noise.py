@@ -66,11 +66,6 @@ class NoiseStream:
         # Attack: bytes of a stream are the site's key; and a copy gives equal noise, which cancels.
         raise PrivacyError("A stream is neither copied nor pickled; make another with `child` or `at`.")
 
-    @property
-    def context(self) -> bytes:
-        """What the numbers are for; public."""
-        return self._context
-
     def at(self, context: bytes) -> NoiseStream:
         """The stream of the same secret for another context, at its start."""
         found = NoiseStream.__new__(NoiseStream)
