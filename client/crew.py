@@ -30,6 +30,7 @@ from typing import Final, Generic, TypeVar
 import torch
 
 from privacy.errors import PrivacyError
+from trust.errors import TrustError
 from trust.packed import Packed, packed_from_npy
 
 __all__ = ["WORTH_S", "Crew", "Made", "one_thread", "processes_here"]
@@ -71,23 +72,21 @@ class Crew(Generic[Common, Part]):
     ) -> None:
         """Args:
         train: trains a part, in any of the processes; `Common` and `Part` are pickled.
-        processes: in all. Only Linux forks safely; elsewhere this process is alone.
+        processes: in all. Only Linux forks safely; elsewhere, and within a pool, this process is alone.
         room: bytes that the releases of one part take at most.
         worth_s: seconds of training here after which helpers start.
         """
         self._train, self._room, self._worth_s = train, room, worth_s
-        self._wanted = processes - 1 if sys.platform == "linux" else 0
+        # A process of a pool may have no children.
+        able = sys.platform == "linux" and not multiprocessing.current_process().daemon
+        self._wanted = processes - 1 if able else 0
         self._helpers: list[_Helper[Common, Part]] = []
-        self._started = 0
         self._spent_s = 0.0
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether no helper was lost."""
-        return len(self._helpers) == self._started
-
     def run(self, common: Common, parts: Sequence[Part]) -> Generator[Made, None, None]:
-        """What is made of each part, as it is done. Helpers start once there is enough to do for them.
+        """What is made of each part, as it is done.
+
+        Helpers start once there is enough to do for them; one that is lost is not replaced.
 
         Args:
             common: what all parts need.
@@ -134,7 +133,7 @@ class Crew(Generic[Common, Part]):
 
     def _on(self) -> bool:
         """Whether there are helpers, once they are worth their start."""
-        if self._wanted and not self._started and self._spent_s >= self._worth_s:
+        if self._wanted and self._spent_s >= self._worth_s:
             self._start()
         return bool(self._helpers)
 
@@ -145,7 +144,7 @@ class Crew(Generic[Common, Part]):
                 self._helpers.append(_Helper(self._train, self._room, others))
         except OSError as error:
             logger.warning("cannot start another process (%s); fewer train", error.strerror)
-        self._wanted = self._started = len(self._helpers)
+        self._wanted = 0
 
     @property
     def _busy(self) -> list[_Helper[Common, Part]]:
@@ -165,7 +164,7 @@ class Crew(Generic[Common, Part]):
         """What a helper says; one that is gone or failed leaves its parts to the others."""
         try:
             return ask(helper)
-        except (EOFError, OSError, _Failed) as error:
+        except (EOFError, OSError, TrustError, _Failed) as error:
             logger.warning("a process that trains sites ended (%s); others do its part", error)
             waiting.extendleft(helper.waiting)
             self._lose(helper)

@@ -1,9 +1,10 @@
 """Which windows stand in each step of a round, for the sites of a chunk at once.
 
 With privacy a step takes each patient with probability sampling_rate (Poisson), as the accounting asks.
-Without, patients take turns in a random order, that share of them in a step, until all had theirs: an epoch;
-then they are put into another order. Of each patient a step takes at most windows_per_patient windows, evenly
-spaced from a random start. What a site draws does not hang on who is drawn for with it.
+Without, patients take turns in a random order until all had theirs, an epoch, and are then put into another:
+in as many steps as come nearest to that rate, which differ by one patient at most. Of each patient a step
+takes at most windows_per_patient windows, evenly spaced from a random start. What a site draws does not hang
+on who is drawn for with it.
 
 Letters: S sites, T steps, P patients of a site, A patients of all sites; over all steps and sites K patients
 who take part, M windows.
@@ -67,9 +68,9 @@ class Drawing:
             for stream, own in zip(streams, counts, strict=True)
         ]
         self._choices = [] if self._everybody else [own.child("choices") for own in streams]
-        # Of an epoch: patients of a step, steps, and the step in which each patient has a turn.
-        self._share_S = np.maximum(1, np.rint(np.array(self._sizes) * terms.sampling_rate)).astype(np.int64)
-        self._turns_S = np.maximum(1, -(-np.array(self._sizes) // self._share_S))
+        # Of an epoch: its steps, and the one in which each patient has a turn.
+        steps = round(1.0 / terms.sampling_rate)
+        self._turns_S = np.array([max(1, min(steps, size)) for size in self._sizes])
         self._turn_A = np.zeros(len(self._counts_A), np.int64)
 
     def next(self, steps: int) -> Draws:
@@ -121,7 +122,7 @@ class Drawing:
         # Sites stand one after the other, before and after.
         rank_B[order_B] = np.arange(len(order_B)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         mine_A = np.isin(self._site_A, anew) if len(anew) < len(self._sizes) else slice(None)
-        self._turn_A[mine_A] = rank_B // np.repeat(self._share_S[anew], sizes)
+        self._turn_A[mine_A] = rank_B * np.repeat(self._turns_S[anew], sizes) // np.repeat(sizes, sizes)
 
     def _drawn_starts(self, steps: int) -> np.ndarray | None:
         """Where in each patient's record windows begin, shape T × A; None if nobody has more than one."""

@@ -93,10 +93,14 @@ class Anatomy:
     def of(cls, model: nn.Module) -> Anatomy:
         """A network's."""
         hidden = hidden_layers(model)
+        chain: Chain | None = None
+        # A task that somebody plugged in may leave its gradient to autograd.
+        if hidden is not None and isinstance(model, Network) and hasattr(model.task, "loss_gradient"):
+            chain = model, hidden
         layers = [layer.get_parameter("weight") for layer in known_layers(model).values()]
         return cls(
             trained=trainable(model),
-            chain=(model, hidden) if hidden is not None and isinstance(model, Network) else None,
+            chain=chain,
             seen=sum(weight[0].numel() + len(weight) for weight in layers),
         )
 
@@ -264,11 +268,12 @@ class _Run:
                 self._go(name, value, step)
         moved = {name: value - self._start[name] for name, value in self._weights.items()}
         # A weight that is not finite stays so in all further steps.
-        # A norm that overflows counts as not finite too: that site is trained alone, where this is looked at.
         norms = [torch.linalg.vector_norm(value.flatten(1), dim=1) for value in moved.values()]
-        finite_NS = torch.stack(norms).isfinite()
+        finite_S = torch.stack(norms).isfinite().all(0)
+        if not finite_S.all():  # a norm overflows before its numbers do
+            finite_S = torch.stack([value.flatten(1).isfinite().all(1) for value in moved.values()]).all(0)
         arrays = {name: value.cpu().numpy() for name, value in moved.items()}
-        for place, finite in enumerate(finite_NS.all(0).tolist()):
+        for place, finite in enumerate(finite_S.tolist()):
             yield {name: value[place] for name, value in arrays.items()} if finite else not_finite()
 
     def _go(self, name: str, direction: Tensor, step: int) -> None:

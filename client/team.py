@@ -107,12 +107,12 @@ class Team:
         self._crew.close()
 
     def fits(self, model: nn.Module, sites: Mapping[str, Examples]) -> bool:
-        """Whether it can train these sites with these windows, with all its processes."""
+        """Whether it can train these sites with these windows."""
         known = all(
             site in self.members and self.members[site].examples is examples
             for site, examples in sites.items()
         )
-        return known and model is self.model and self._crew.is_whole
+        return known and model is self.model
 
     def round(self, base: Base, pieces: Sequence[Piece], most_sites: int) -> Iterator[Made]:
         """Chunk after chunk, the place in `pieces` and the release of each wanted site, or why it has none.

@@ -161,8 +161,8 @@ class Privacy:
         1.0,
         1e-6,
         1.0,
-        doc="probability that a patient takes part in a step (Poisson); without privacy the share of patients"
-        " in a step, who take turns",
+        doc="probability that a patient takes part in a step (Poisson); without privacy about the share of"
+        " patients in a step, who take turns",
     )
     windows_per_patient: int = _in(256, 1, 100_000, doc="most windows of a patient averaged in one step")
     minimum_patients: int = _in(5, 1, 1_000_000, doc="a site with fewer training patients is refused")

@@ -46,7 +46,7 @@ class Terms:
         noise_multiplier: standard deviation of the noise over clip_norm; 0 without privacy.
         clip_norm: greatest L2 norm of one patient's gradient.
         sampling_rate: probability that a patient takes part in a step (Poisson), in (0, 1]; without
-            privacy the share of patients in a step, who take turns.
+            privacy about the share of patients in a step, who take turns.
         windows_per_patient: most windows of a patient averaged in one step.
         steps: optimiser steps over the whole plan, rounds times local steps; a site may do fewer.
         epsilon, delta: upper bound that the coordinator expects; a site computes its own.

@@ -44,13 +44,12 @@ def _patients(drawn: Draws, site: int) -> list[np.ndarray]:
 
 def test_without_privacy_everybody_has_one_turn_in_each_epoch_and_steps_are_of_one_size() -> None:
     drawn = _drawing([np.ones(size, np.int64) for size in SIZES], _terms(private=False)).next(12)
-    for site, (size, share) in enumerate(zip(SIZES, (12, 2, 7), strict=True)):
-        turns, taking_part = -(-size // share), _patients(drawn, site)
-        orders = []
-        for first in range(0, 12 - turns + 1, turns):
-            each = taking_part[first : first + turns]
-            assert [len(own) for own in each[:-1]] == [share] * (turns - 1)
-            assert sorted(np.concatenate(each)) == list(range(size))
+    for site, sizes in enumerate(((13, 13, 14), (2, 2, 3), (7, 8, 8))):
+        taking_part, orders = _patients(drawn, site), []
+        for first in range(0, 12, 3):
+            each = taking_part[first : first + 3]
+            assert sorted(len(own) for own in each) == list(sizes)
+            assert sorted(np.concatenate(each)) == list(range(sum(sizes)))
             orders.append(np.concatenate(each).tolist())
         assert len({tuple(order) for order in orders}) == len(orders) > 1
 
@@ -61,7 +60,7 @@ def test_whoever_has_windows_has_one_turn_in_each_epoch_and_nobody_else_has_any(
     drawing = _drawing(counts, _terms(private=False, rate=rate))
     drawn = [drawing.next(steps) for steps in (1, 7, 82)]
     for site, own in enumerate(counts):
-        turns = -(-len(own) // max(1, round(rate * len(own)))) if len(own) else 1
+        turns = max(1, min(round(1 / rate), len(own)))
         each = [patients for part in drawn for patients in _patients(part, site)]
         whole = len(each) // turns * turns
         taken = np.bincount(np.concatenate(each[:whole]), minlength=int(own.sum()))
