@@ -50,20 +50,23 @@ def test_a_second_process_is_refused_until_the_first_is_gone_even_by_kill(tmp_pa
 
 def test_a_forked_process_that_outlives_its_parents_hold_does_not_hold_the_folder(tmp_path: Path) -> None:
     reads, writes = os.pipe()
+    hears, says = os.pipe()
     with held(tmp_path / "run"):
         child = os.fork()
         if child == 0:
             os.close(writes)
+            os.write(says, b"!")
             os.read(reads, 1)
             os._exit(0)
+        assert os.read(hears, 1) == b"!"  # it is under way
         with pytest.raises(ConfigError, match="Another process"), held(tmp_path / "run"):
             pass
     try:
         with held(tmp_path / "run"):
             pass
     finally:
-        os.close(writes)
-        os.close(reads)
+        for end in (writes, reads, hears, says):
+            os.close(end)
         os.waitpid(child, 0)
 
 
