@@ -94,9 +94,9 @@ class Drawing:
     def _sampled(self, steps: int) -> np.ndarray:
         """Who takes part in each step, each on its own, shape T × A."""
         each = zip(self._choices, self._sizes, strict=True)
-        parts = [stream.uniform(steps * size).reshape(steps, size) for stream, size in each]
-        here_TA: np.ndarray = np.concatenate(parts, axis=1) < self._terms.sampling_rate
-        return here_TA
+        rate = self._terms.sampling_rate
+        parts = [stream.poisson_sample(steps * size, rate).reshape(steps, size) for stream, size in each]
+        return np.concatenate(parts, axis=1)
 
     def _in_turn(self, steps: int) -> np.ndarray:
         """Whose turn it is in each step, shape T × A."""

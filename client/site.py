@@ -29,11 +29,10 @@ from client.booking import AnyLedger
 from client.errors import ClientError
 from client.ledger import Ledger
 from client.shared_ledger import SharedLedger
-from client.trainer import trainable
+from client.trainer import trainable, windows_of_each
 from conf.load import from_json, to_json
 from conf.schema import Config
 from privacy.accounting import GaussianRelease, epsilon
-from privacy.errors import PrivacyError
 from privacy.noise import site_secret_from_seed
 from trust.plan import round_patients
 from twin import connectors, models, tasks
@@ -80,8 +79,7 @@ class OpenSite:
     all_shapes: Mapping[str, tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if bool((torch.diff(self.examples.patient_N) < 0).any()):
-            raise PrivacyError("Windows must stand patient by patient; these do not.")
+        windows_of_each(self.examples)  # refuses what does not stand patient by patient
         trained, whole = trainable(self.model), self.model.state_dict()
         object.__setattr__(self, "data_sha256", examples_sha256(self.examples))
         object.__setattr__(self, "shapes", {name: tuple(value.shape) for name, value in trained.items()})

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from client.chained import ChainedStep
 from client.crew import one_thread
 from client.draws import Drawing, Layout, lay_out, takes_all
-from client.trainer import load_state, not_finite, split, steps_at_once, train, trainable
+from client.trainer import (
+    load_state,
+    not_finite,
+    split,
+    steps_at_once,
+    train,
+    trainable,
+    windows_of_each,
+)
 from conf.schema import Strategy
 from privacy.errors import PrivacyError
 from privacy.layers import keeps_book, known_layers
@@ -68,11 +76,6 @@ class Work:
     def __post_init__(self, known_counts: np.ndarray | None) -> None:
         counts_P = windows_of_each(self.examples) if known_counts is None else known_counts
         object.__setattr__(self, "counts_P", counts_P)
-
-
-def windows_of_each(examples: Examples) -> np.ndarray:
-    """How many windows each patient has, shape P."""
-    return np.bincount(examples.patient_N.cpu().numpy(), minlength=len(examples.patients))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

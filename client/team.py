@@ -18,8 +18,8 @@ from client.stacked import (
     Workshop,
     chunks,
     step_floats,
-    windows_of_each,
 )
+from client.trainer import windows_of_each
 from conf.schema import Strategy
 from privacy.noise import NoiseStream
 from trust.packed import packed

@@ -194,10 +194,7 @@ def parts(
     examples: Examples, stream: NoiseStream, terms: Terms, steps: int
 ) -> Iterator[tuple[Examples, np.ndarray]]:
     """The windows of each step, and how many each patient who takes part has among them."""
-    patient_N = examples.patient_N.cpu().numpy()
-    if bool((np.diff(patient_N) < 0).any()):
-        raise PrivacyError("Windows must stand patient by patient; these do not.")
-    counts_P = np.bincount(patient_N, minlength=len(examples.patients))
+    counts_P = windows_of_each(examples)
     if takes_all(counts_P, terms):
         yield from [(examples, counts_P[counts_P > 0])] * steps
         return
@@ -208,6 +205,18 @@ def parts(
         each = drawn.steps
         gathered = split(examples.at(index_M), [len(windows_M) for _, windows_M in each])
         yield from zip(gathered, (counts_K for counts_K, _ in each), strict=True)
+
+
+def windows_of_each(examples: Examples) -> np.ndarray:
+    """How many windows each patient has, shape P.
+
+    Raises:
+        PrivacyError: they do not stand patient by patient.
+    """
+    patient_N = examples.patient_N.cpu().numpy()
+    if bool((np.diff(patient_N) < 0).any()):
+        raise PrivacyError("Windows must stand patient by patient; these do not.")
+    return np.bincount(patient_N, minlength=len(examples.patients))
 
 
 def steps_at_once(examples: Examples, counts: Sequence[np.ndarray], terms: Terms) -> int:
