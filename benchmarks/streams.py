@@ -31,7 +31,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from client.broker import USER, TrialBroker, free_port
+from client.broker import USER, TrialBroker
+from link.ports import free_ports
 
 PATIENTS: Final = 200
 KEY: Final = bytes(range(32))
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def _measure(folder: Path, role: str, said: argparse.Namespace) -> str:
-    with TrialBroker(folder / "broker", free_port()) as broker:
+    with TrialBroker(folder / "broker", free_ports(1)[0]) as broker:
         options = _options(broker) | {"rate": said.rate, "seconds": said.seconds}
         if role == "site":
             from twin.store import Store

@@ -41,12 +41,13 @@ def run(name: str, words: list[str]) -> int:
     args = home_parser(name, "Start a broker to try MQTT feeds with.", _BROKER)
     args.add_argument("--port", type=int, default=8883, help="on loopback; default 8883; 0 takes a free one")
     said = read(args, words)
-    from client.broker import USER, TrialBroker, free_port
+    from client.broker import USER, TrialBroker
+    from link.ports import free_ports
 
     if not 0 <= said.port < 65536:
         raise ConfigError(f"--port must be 0 to 65535; {said.port} came")
     folder = said.home.resolve() / "broker"
-    broker = TrialBroker(folder, said.port or free_port())
+    broker = TrialBroker(folder, said.port or free_ports(1)[0])
     stop = threading.Event()
 
     def end(_: int, __: FrameType | None) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any, Final, Self
 
 from cli import coordinator, joining, membership
 from cli.processes import Processes
+from link.ports import HOST, free_ports
 
-HOST: Final = "127.0.0.1"
 START_S: Final = 120.0
 COORDINATOR: Final = "coordinator"
 
@@ -37,9 +37,7 @@ class Ports:
     @classmethod
     def free(cls) -> Self:
         """Ports that nobody listens on at this moment."""
-        with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(4)]
-            hospitals, enrolment, operators, health = (one.getsockname()[1] for one in sockets)
+        hospitals, enrolment, operators, health = free_ports(4)
         return cls(hospitals=hospitals, enrolment=enrolment, operators=operators, health=health)
 
 

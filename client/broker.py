@@ -190,12 +190,6 @@ def mosquitto() -> str:
     return found
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 def _account(user: str, password: str) -> bytes:
     """A line of Mosquitto's password file ($7$: PBKDF2-SHA512)."""
     salt = secrets.token_bytes(12)

@@ -15,7 +15,7 @@ from client.home import SiteHome, SiteSettings
 from server.founding import found
 from server.home import CoordinatorHome, Settings
 from tests.heart_hospitals import write_folder
-from tests.server.federation_of_processes import free_ports
+from tests.ports import free_ports
 from trust.audit import AuditLog
 
 Rows = dict[str, dict[str, str]]

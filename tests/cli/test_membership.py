@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from server.enrolment_listener import EnrolmentListener
 from server.founding import listener_credentials
 from server.home import CoordinatorHome
 from server.members import Members
+from tests.ports import free_ports
 from trust.audit import AuditLog
 from trust.authority import Authority
 from trust.identity import identity_of
@@ -41,14 +41,6 @@ def twinward(cwd: Path, *words: str, said: str = "", code: int = 0) -> str:
     )
     assert answer.returncode == code, answer.stderr
     return answer.stdout if code == 0 else answer.stderr
-
-
-def free_ports(count: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [entry.getsockname()[1] for entry in taken]
-    for entry in taken:
-        entry.close()
-    return ports
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from server.app import store_path
 from server.store import Store
 from tests.heart_hospitals import settings
 from tests.hospital_home import AUTOMATIC, Coordinator, founded, write_policy
+from tests.ports import free_port
 from tests.question_asked import question
 from trust.audit import AuditLog
 
@@ -63,7 +63,7 @@ class Stock:
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
     root = tmp_path_factory.mktemp("stock")
     (root / "flower").mkdir()
-    port = _free_port()
+    port = free_port()
     (root / "flower" / "config.toml").write_text(
         f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
@@ -85,7 +85,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
         _wait_until_healthy(process, port, root / "superlink.log")
         for coordinator in (automatic, waiting):
             node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"]
-            node += ["--node-config", f'home="{coordinator.home.directory}"', "--port", str(_free_port())]
+            node += ["--node-config", f'home="{coordinator.home.directory}"', "--port", str(free_port())]
             _started(stack, node, environment, root / f"{coordinator.home.settings().site}.log")
         _wait_for_nodes(root / "superlink.log", 2)
         yield Stock(environment=environment, automatic=automatic, waiting=waiting, directory=root)
@@ -148,12 +148,6 @@ def test_hospitals_on_stock_nodes_answer_questions_as_they_do_on_ours(stock: Sto
     assert entry.rounds_complete == 1
     with AuditLog(stock.automatic.home.audit) as log:
         assert [record.kind for record in log.records()][-2:] == ["accepted", "answered"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

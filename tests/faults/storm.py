@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cli.coordinator import ENDS, coordinator_of
-from cli.demo_federation import DemoFederation
+from cli.demo_federation import DemoFederation, Ports
 from client.home import SiteHome
 from client.ledger import Ledger
 from client.policy import read_policy
@@ -28,6 +28,7 @@ from server.errors import ServerError
 from server.home import CoordinatorHome
 from server.store import Store
 from tests.heart_hospitals import SITES, write_folder
+from tests.ports import free_ports
 from trust.audit import AuditLog
 from trust.digest import arrays_to_bytes, sha256
 from trust.verification import verify
@@ -84,7 +85,9 @@ def prepare(
 ) -> Path:
     """A founded federation of three hospitals with a plan that was offered; nothing runs."""
     data = write_folder(directory / "data")
-    with DemoFederation(directory / "net") as there:
+    hospitals, enrolment, operators, health = free_ports(4)
+    ports = Ports(hospitals=hospitals, enrolment=enrolment, operators=operators, health=health)
+    with DemoFederation(directory / "net", ports=ports) as there:
         there.found("storm")
         with Storm(directory / "net", zygote) as storm:
             storm.start(COORDINATOR)
@@ -129,12 +132,13 @@ class Storm:
     # Processes.
 
     def start(self, name: str, **fault: Any) -> None:
-        """Starts the coordinator, and waits until it answers, or a hospital."""
+        """Starts the coordinator, and waits until it answers or the fault has ended it, or a hospital."""
         if name != COORDINATOR:
             self._run(name, ["site", "run", f"--home={self.site(name).directory}"], fault)
             return
         self._run(name, ["coordinator", "serve", f"--home={self.home.directory}"], fault)
         self.wait_for(lambda: self.ended(name) is not None or self._answers())
+        assert fault or name in self.processes, f"it ended by itself: {self.log(name)}"
 
     def start_sites(self, *but: str) -> None:
         """Starts all hospitals but these."""

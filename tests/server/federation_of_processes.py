@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from server.founding import found
 from server.home import CoordinatorHome, Settings
 from server.members import Members
 from server.operator import Coordinator
+from tests.ports import free_ports
 from trust.authority import Authority
 from trust.invitation import Invitation
 
@@ -186,15 +186,3 @@ def wait_until(there: Callable[[], bool], patience_s: float = PATIENCE_S) -> Non
     while not there():
         assert time.monotonic() < ends_s, "it took too long"
         time.sleep(0.1)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for entry in sockets:
-            entry.bind(("127.0.0.1", 0))
-        return [int(entry.getsockname()[1]) for entry in sockets]
-    finally:
-        for entry in sockets:
-            entry.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from server.app import store_path
 from server.store import Store
 from simulate.federation import run_federation
 from tests.heart_hospitals import SITES, settings, write_folder
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FLOWER = Path(sys.executable).parent
@@ -31,7 +31,7 @@ def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A SuperLink of this test alone, in simulation mode; the environment in which `flwr` finds it."""
     home = tmp_path / "flower-home"
     home.mkdir()
-    port, control = _free_port(), _free_port()
+    port, control = free_port(), free_port()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
@@ -97,12 +97,6 @@ def test_flwr_run_and_engine_local_give_the_same_model(superlink: dict[str, str]
         with open_ledger(config, there, site) as ledger:
             (entry,) = ledger.plans()
         assert (entry.plan_hash, entry.rounds_complete) == (plan.hash, 2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -29,6 +29,7 @@ from simulate import cluster as engine
 from simulate.cluster import cluster
 from simulate.federation import FederationResult, run_federation
 from tests.heart_hospitals import SITES, settings, write_folder
+from tests.ports import free_port
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 RAY = Path(sys.executable).parent / "ray"
@@ -72,9 +73,7 @@ def _end_with_this_process() -> None:
 def nodes() -> Iterator[tuple[str, list[_Node]]]:
     """The address of a cluster, and its nodes: the head and another."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # paths of sockets must be short
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     port = address.partition(":")[2]
     head = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
     started = [_Node(*head, f"--temp-dir={folder}")]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from client.broker import free_port
+from tests.ports import free_port
 from tests.twin import stored_feed
 from tests.twin.driven_feed import PATIENCE_S, Driven
 from twin.connectors.feeds import build

@@ -15,7 +15,8 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 
-from client.broker import USER, TrialBroker, free_port
+from client.broker import USER, TrialBroker
+from tests.ports import free_port
 from tests.twin import stored_feed
 from tests.twin.connectors import local_tls
 from tests.twin.driven_feed import Driven

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ports import free_port
 from tests.twin.connectors.local_tls import authority_with
 from twin.connectors.feed import Batch
 from twin.connectors.hl7v2_mllp import Hl7v2Mllp
@@ -24,11 +25,6 @@ TEXT = (
     "PID|1||222^^^HOSP^MR\rOBR|1|||X|||20240301095500\r"
     "OBX|1|NM|8867-4^Heart rate^LN||{}|/min|||||F\r"
 )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def said(answer: bytes) -> tuple[str, str]:
