@@ -21,8 +21,8 @@ from flwr.app import Context, Message
 from client.app import READY, Begun, checked, complete, reserve
 from client.crew import Made, processes_here
 from client.site import OpenSite, sites_open
-from client.stacked import can_stack, most_together
-from client.team import Base, Member, Piece, Team
+from client.stacked import Base, can_stack, most_together
+from client.team import Member, Piece, Team
 from conf.errors import TwinwardError
 from link.stopwatch import phase
 from link.wire import TRAIN

@@ -21,7 +21,7 @@ from client.asked import asked_to_train, read_asked
 from client.errors import ClientError
 from client.policy import release_of
 from client.site import OpenSite, open_site
-from client.stacked import Anatomy, Work, Workshop
+from client.stacked import Base, Work, Workshop
 from client.trainer import train
 from link.flower import reply_to
 from link.stopwatch import phase
@@ -308,8 +308,8 @@ def corrected(site: OpenSite, plan: Plan, correction: Arrays | None) -> Arrays |
 def _update(begun: Begun) -> Arrays:
     """Raises PrivacyError: without privacy only, a gradient is not finite."""
     site, plan = begun.site, begun.plan
-    anatomy = _anatomy(site.model)
-    if anatomy.chain is None or plan.terms.private or releases(plan.strategy):
+    shop = _shop(site.model, site.task)  # type: ignore[arg-type]  # known by identity, as objects are
+    if shop.anatomy.chain is None or plan.terms.private or releases(plan.strategy):
         return train(
             model=site.model,
             state=begun.model,
@@ -329,11 +329,11 @@ def _update(begun: Begun) -> Arrays:
         correction=begun.correction,
         steps=plan.steps_of(site.name),
     )
-    shop = Workshop(site.model, anatomy, begun.model, site.task, plan.terms, plan.strategy)
-    ((_, update),) = shop.trained([work])
+    base = Base(state=begun.model, terms=plan.terms, strategy=plan.strategy)
+    ((_, update),) = shop.trained(base, [work])
     if isinstance(update, PrivacyError):
         raise update
     return update
 
 
-_anatomy = lru_cache(maxsize=2)(Anatomy.of)
+_shop = lru_cache(maxsize=2)(Workshop)

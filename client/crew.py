@@ -2,8 +2,7 @@
 
 The helpers are forked from this process, so they have the sites' windows and secrets already, and neither
 crosses a pipe: a part goes to a helper as a few words, and its releases come back through shared memory.
-Threads would wait for Python's lock between one small product and the next. Every process has one thread
-of torch, so that no bit hangs on how many there are.
+Threads would wait for Python's lock between one small product and the next.
 
 This process trains as well, and takes over what a helper leaves undone.
 """
@@ -21,8 +20,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Final, Generic, TypeVar
@@ -33,7 +31,7 @@ from privacy.errors import PrivacyError
 from trust.errors import TrustError
 from trust.packed import Packed, packed_from_npy
 
-__all__ = ["WORTH_S", "Crew", "Made", "one_thread", "processes_here"]
+__all__ = ["WORTH_S", "Crew", "Made", "processes_here"]
 
 logger = logging.getLogger(f"twinward.{__name__}")
 
@@ -126,8 +124,7 @@ class Crew(Generic[Common, Part]):
 
     def _here(self, common: Common, part: Part) -> Made:
         began_s = time.perf_counter()
-        with one_thread():
-            made = self._train(common, part)
+        made = self._train(common, part)
         self._spent_s += time.perf_counter() - began_s
         return made
 
@@ -173,20 +170,6 @@ class Crew(Generic[Common, Part]):
     def _lose(self, helper: _Helper[Common, Part]) -> None:
         self._helpers.remove(helper)
         helper.end()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it torch has one thread."""
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Failed(Exception):

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.chained import ChainedStep
-from client.crew import one_thread
+from client.chained import Bench
 from client.draws import Drawing, Layout, lay_out, takes_all
+from client.threads import one_thread
 from client.trainer import (
     load_state,
     not_finite,
@@ -144,58 +144,88 @@ def train_many(
         floats_at_once: bound on the numbers of a step, from which follows how many sites go together.
         most_sites: that go together; None is MOST_SITES.
     """
-    anatomy = Anatomy.of(model)
-    shop = Workshop(model, anatomy, state, task, terms, strategy)
-    sizes = [step_floats(anatomy, work.examples, work.counts_P, terms) for work in works]
+    shop, base = Workshop(model, task), Base(state=state, terms=terms, strategy=strategy)
+    sizes = [step_floats(shop.anatomy, work.examples, work.counts_P, terms) for work in works]
     for places in chunks(sizes, floats_at_once, most_sites or MOST_SITES):
-        with one_thread():
-            made = shop.trained([works[place] for place in places])
+        made = shop.trained(base, [works[place] for place in places])
         yield [(places[number], update) for number, update in made]
 
 
-class Workshop:
-    """Trains sites from one base under one plan, alone or in chunks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What the sites of a round have in common."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        anatomy: Anatomy,
-        state: Mapping[str, np.ndarray],
-        task: Task,
-        terms: Terms,
-        strategy: Strategy,
-    ) -> None:
-        load_state(model, state)
-        self._model, self._state, self._task = model, state, task
-        self._terms, self._strategy = terms, strategy
-        self._start = {name: value.detach().clone() for name, value in anatomy.trained.items()}
-        self._chain = None if terms.private else anatomy.chain
+    state: Mapping[str, np.ndarray]
+    terms: Terms
+    strategy: Strategy
+
+    def is_as(self, other: Base) -> bool:
+        """Whether it is sure to be the same as another, without a look at its numbers."""
+        if self is other:
+            return True
+        same = self.state is other.state and not any(own.flags.writeable for own in self.state.values())
+        return same and (self.terms, self.strategy) == (other.terms, other.strategy)
+
+
+class Workshop:
+    """Trains sites that share a network, alone or in chunks; what it needs for that it keeps between rounds.
+
+    Its network is a copy of its own, which nobody else loads with another model in between.
+    """
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        self._model, self._task = copy.deepcopy(model), task
+        self.anatomy = Anatomy.of(self._model)
+        self._base: Base | None = None
+        self._start: dict[str, Tensor] = {}
+        self._benches: dict[int, Bench] = {}
         self._stacked: Stack | None = None
         self._copy: nn.Module | None = None
 
-    def trained(self, works: Sequence[Work]) -> list[tuple[int, Arrays | PrivacyError]]:
+    def trained(self, base: Base, works: Sequence[Work]) -> list[tuple[int, Arrays | PrivacyError]]:
         """The place and the update of each wanted site of a chunk."""
         if not any(work.wanted for work in works):
             return []
-        if len(works) == 1 and self._chain is None:
-            return [(0, self._alone(works[0]))]
-        if self._chain is None and self._stacked is None:
-            self._stacked = stack(self._model)
-        run = _Run(self._stacked, self._start, works, self._task, self._terms, self._strategy, self._chain)
-        return [(place, update) for place, update in enumerate(run.updates()) if works[place].wanted]
+        with one_thread():
+            self._load(base)
+            by_hand = self.anatomy.chain is not None and not base.terms.private
+            if len(works) == 1 and not by_hand:
+                return [(0, self._alone(base, works[0]))]
+            bench = self._bench(len(works)) if by_hand else None
+            if bench is None and self._stacked is None:
+                self._stacked = stack(self._model)
+            run = _Run(self._start, works, self._task, base, self._stacked, bench)
+            return [(place, update) for place, update in enumerate(run.updates()) if works[place].wanted]
 
-    def _alone(self, work: Work) -> Arrays | PrivacyError:
+    def _load(self, base: Base) -> None:
+        if self._base is not None and base.is_as(self._base):
+            return
+        load_state(self._model, base.state)
+        self._start = {name: value.detach().clone() for name, value in self.anatomy.trained.items()}
+        self._base, self._stacked = base, None
+
+    def _bench(self, sites: int) -> Bench:
+        """Where so many sites are trained by hand; of two sizes, those of most chunks and of the last."""
+        if self.anatomy.chain is None:
+            raise ValueError("only a chain is trained by hand")
+        if sites not in self._benches:
+            if len(self._benches) > 1:
+                self._benches = {}
+            self._benches[sites] = Bench(*self.anatomy.chain, self.anatomy.trained, sites)
+        return self._benches[sites]
+
+    def _alone(self, base: Base, work: Work) -> Arrays | PrivacyError:
         # A copy: what is stacked is made of the model as it was loaded.
         if self._copy is None:
             self._copy = copy.deepcopy(self._model)
         try:
             return train(
                 model=self._copy,
-                state=self._state,
+                state=base.state,
                 examples=work.examples,
                 task=self._task,
-                terms=self._terms,
-                strategy=replace(self._strategy, local_steps=work.steps or self._strategy.local_steps),
+                terms=base.terms,
+                strategy=replace(base.strategy, local_steps=work.steps or base.strategy.local_steps),
                 declared=work.declared,
                 stream=work.stream,
                 correction=work.correction,
@@ -228,7 +258,7 @@ def step_floats(anatomy: Anatomy, examples: Examples, counts_P: np.ndarray, term
     windows, steps = most * patients * terms.sampling_rate, max(1, examples.series_NTC.shape[1])
     explicit = anatomy.parameters * patients * terms.sampling_rate if most * steps > 1 else 0
     return (
-        2.0 * windows * anatomy.seen * steps + (explicit if terms.private else 0) + 3.0 * anatomy.parameters
+        2.0 * windows * anatomy.seen * steps + (explicit if terms.private else 0) + 4.0 * anatomy.parameters
     )
 
 
@@ -237,27 +267,28 @@ class _Run:
 
     def __init__(
         self,
-        stacked: Stack | None,
         start: Mapping[str, Tensor],
         works: Sequence[Work],
         task: Task,
-        terms: Terms,
-        strategy: Strategy,
-        chain: Chain | None = None,
+        base: Base,
+        stacked: Stack | None,
+        bench: Bench | None,
     ) -> None:
-        self._stacked, self._start, self._works = stacked, start, works
-        self._task, self._terms, self._strategy = task, terms, strategy
-        self._steps_S = np.array([work.steps or strategy.local_steps for work in works])
+        """Args:
+        stacked, bench: one of them, as the model allows.
+        """
+        self._start, self._works, self._task = start, works, task
+        self._terms, self._strategy = base.terms, base.strategy
+        self._stacked, self._bench = stacked, bench
+        self._steps_S = np.array([work.steps or base.strategy.local_steps for work in works])
         self._all = _joined([work.examples for work in works])
-        # Each in one piece, as batched products want it.
-        self._weights = {
-            name: value.expand(len(works), *value.shape).clone() for name, value in start.items()
-        }
-        self._chained: ChainedStep | None = None
-        if chain is not None:
-            model, hidden = chain
-            self._chained = ChainedStep(model, hidden, self._weights)
-            self._all = replace(self._all, table_NF=model.whitened(self._all))
+        if bench is not None:
+            self._weights = bench.begin(start)
+            self._all = replace(self._all, table_NF=bench.model.whitened(self._all))
+        else:
+            # Each in one piece, as batched products want it.
+            sites = len(works)
+            self._weights = {name: value.expand(sites, *value.shape).clone() for name, value in start.items()}
 
     def updates(self) -> Iterator[Arrays | PrivacyError]:
         """Each site's update, in the order of the sites."""
@@ -318,8 +349,8 @@ class _Run:
                 present_S = np.maximum(1, layout.present_S).astype(np.float32)
                 weight_SPW = weight_SPW / present_S[:, None, None]
             weight_N = torch.from_numpy(weight_SPW.reshape(-1)).to(part.patient_N.device)
-            if self._chained is not None:
-                self._chained.descend(part, weight_N, self._strategy.learning_rate)
+            if self._bench is not None:
+                self._bench.descend(part, weight_N, self._strategy.learning_rate)
                 return
             sums = self._by_autograd(part, weight_N, sites, patients)
         if self._terms.private:

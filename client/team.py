@@ -13,14 +13,13 @@ from client.crew import WORTH_S, Crew, Made
 from client.stacked import (
     FLOATS_AT_ONCE,
     MOST_SITES,
-    Anatomy,
+    Base,
     Work,
     Workshop,
     chunks,
     step_floats,
 )
 from client.trainer import windows_of_each
-from conf.schema import Strategy
 from privacy.noise import NoiseStream
 from trust.packed import packed
 from trust.plan import Terms
@@ -45,15 +44,6 @@ class Member:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counts_P", windows_of_each(self.examples))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """What the sites of a round have in common."""
-
-    state: Mapping[str, np.ndarray]
-    terms: Terms
-    strategy: Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +79,9 @@ class Team:
         worth_s: seconds of training in this process after which the others start.
         """
         self.model, self.members = model, members
-        self._task, self._anatomy = task, Anatomy.of(model)
-        self._shop: tuple[Base, Workshop] | None = None
+        self._shop = Workshop(model, task)
         self._sizes: tuple[Terms, dict[str, float]] | None = None
-        parameters = self._anatomy.parameters
+        parameters = self._shop.anatomy.parameters
         together = max(1, min(MOST_SITES, FLOATS_AT_ONCE // (3 * parameters)))
         on_processor = all(value.device.type == "cpu" for value in model.parameters())
         self._crew: Crew[Base, tuple[tuple[int, Piece], ...]] = Crew(
@@ -129,7 +118,7 @@ class Team:
         """The size of each member's step under these terms."""
         if self._sizes is None or self._sizes[0] != terms:
             found = {
-                site: step_floats(self._anatomy, member.examples, member.counts_P, terms)
+                site: step_floats(self._shop.anatomy, member.examples, member.counts_P, terms)
                 for site, member in self.members.items()
             }
             self._sizes = terms, found
@@ -137,10 +126,7 @@ class Team:
 
     def _trained(self, base: Base, part: Sequence[tuple[int, Piece]]) -> Made:
         """In whichever process it is."""
-        if self._shop is None or self._shop[0] is not base:
-            shop = Workshop(self.model, self._anatomy, base.state, self._task, base.terms, base.strategy)
-            self._shop = base, shop
-        made = self._shop[1].trained([self._work(piece) for _, piece in part])
+        made = self._shop.trained(base, [self._work(piece) for _, piece in part])
         return [
             (part[number][0], packed(update) if isinstance(update, dict) else update)
             for number, update in made

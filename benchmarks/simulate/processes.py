@@ -28,6 +28,10 @@ _QUIET = {
 }
 
 
+_PINNED = "OPENBLAS_CORETYPE"
+"""Gives numpy's products kernels of another processor; each simulator is judged with those of this one."""
+
+
 class RunFailed(Exception):
     """A simulator ended badly or not at all; the text is the end of what it said."""
 
@@ -75,7 +79,7 @@ def run(python: Path, module: str, job: Job, *, most_s: float) -> Measured:
                 stdout=log,
                 stderr=log,
                 cwd=folder,
-                env=os.environ | _QUIET,
+                env={name: value for name, value in os.environ.items() if name != _PINNED} | _QUIET,
                 start_new_session=True,
             )
             peak_mb = _watch(child, most_s)

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from client.crew import Crew, Made
-from client.stacked import Work, train_many
-from client.team import Base, Member, Piece, Team
+from client.stacked import Base, Work, train_many
+from client.team import Member, Piece, Team
 from conf import schema
 from privacy.errors import PrivacyError
 from privacy.noise import NoiseStream

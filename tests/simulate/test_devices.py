@@ -1,8 +1,8 @@
 """Training on a device that is not the CPU, without owning one.
 
 `Far` tensors say that they lie on another device and refuse what CUDA refuses: arithmetic with tensors of
-the CPU, and numpy. Underneath the CPU computes, so that the bits must be those of the CPU. What this
-cannot show is the kernels, memory and speed of a real GPU.
+the CPU, and numpy. Underneath the CPU computes, so that the bits must be those of the CPU where the same is
+computed. What this cannot show is the kernels, memory and speed of a real GPU.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ PLANS = {
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 @pytest.mark.parametrize("plan", sorted(PLANS))
 @pytest.mark.parametrize("engine", ["local", "batched"])
-def test_a_federation_on_another_device_gives_the_bits_of_the_cpu(
+def test_a_federation_on_another_device_gives_the_model_of_the_cpu(
     engine: str, plan: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     config = settings(write_folder(tmp_path / "data"), f"engine={engine}", *PLANS[plan], rounds=2)
@@ -133,4 +134,8 @@ def test_a_federation_on_another_device_gives_the_bits_of_the_cpu(
     request.getfixturevalue("elsewhere")
     far = run_federation(config, directory=tmp_path / "far")
     assert [entry.participants for entry in far.rounds] == [3, 3]
-    assert far.sha256 == near.sha256
+    if plan == "open":  # its products are numpy's on a CPU, and torch's elsewhere
+        for name, value in near.model.items():
+            np.testing.assert_allclose(far.model[name], value, rtol=1e-5, atol=1e-7)
+    else:
+        assert far.sha256 == near.sha256
