@@ -28,6 +28,7 @@ from twin.tasks.protocol import Examples
 _WIDEST: Final = 5.0
 """Where the table is clamped on its way into hidden layers (twin/models/mlp.py)."""
 
+_through_tanh = torch.ops.aten.tanh_backward.grad_input
 Call = Callable[[], object]
 """What is done with memory that stays where it is."""
 
@@ -75,12 +76,11 @@ class Bench:
             torch.clamp(room.table_SFR, -_WIDEST, _WIDEST, out=room.seen_SFR)
         for layer in room.layers:
             layer.multiply()
-            layer.out_SHR.add_(layer.bias_SH[:, :, None])
+            layer.out_SHR.add_(layer.bias_SH1)
             layer.bend()
         room.head()
-        latents_NQ = room.latents_SQR.transpose(1, 2).reshape(-1, latents)
-        change_NQ = self._at_latents(latents_NQ, part, weight_N)
-        room.change_SQR.copy_(change_NQ.view(sites, room.rows, latents).transpose(1, 2))
+        change_NQ = self._at_latents(room.latents_SRQ.reshape(-1, latents), part, weight_N)
+        room.change_SRQ.copy_(change_NQ.view(sites, room.rows, latents))
         if room.layers:
             room.back()
         for layer in reversed(room.layers):
@@ -131,8 +131,8 @@ class Bench:
             rows=rows,
             table_SFR=features_SDR[:, :columns],
             seen_SFR=seen_SFR,
-            latents_SQR=latents_SQR,
-            change_SQR=change_SQR,
+            latents_SRQ=latents_SQR.transpose(1, 2),
+            change_SRQ=change_SQR.transpose(1, 2),
             gradient_SQD=gradient_SQD,
             layers=layers,
             head=_product(self._head_SQD, features_SDR, latents_SQR),
@@ -157,7 +157,7 @@ class _Layer:
         "_gradient_SHI",
         "_weight_SHI",
         "bend",
-        "bias_SH",
+        "bias_SH1",
         "change_SHR",
         "multiply",
         "out_SHR",
@@ -179,7 +179,7 @@ class _Layer:
         gradient_SHI: for that at its weights.
         below_SIR: for that at its inputs; None if nobody needs it.
         """
-        self._weight_SHI, self.bias_SH, self.out_SHR = weight_SHI, bias_SH, out_SHR
+        self._weight_SHI, self.bias_SH1, self.out_SHR = weight_SHI, bias_SH[:, :, None], out_SHR
         self.change_SHR, self._gradient_SHI = change_SHR, gradient_SHI
         self.multiply = _product(weight_SHI, into_SIR, out_SHR)
         self.bend = _bending(out_SHR)
@@ -190,11 +190,11 @@ class _Layer:
 
     def descend(self, rate: float) -> None:
         """Sends the gradient through to its inputs, then moves its weights."""
-        torch.ops.aten.tanh_backward.grad_input(self.change_SHR, self.out_SHR, grad_input=self.change_SHR)
+        _through_tanh(self.change_SHR, self.out_SHR, grad_input=self.change_SHR)
         self._below()
         self._gradient()
         self._weight_SHI.sub_(self._gradient_SHI, alpha=rate)
-        self.bias_SH.sub_(self.change_SHR.sum(2), alpha=rate)
+        self.bias_SH1.sub_(self.change_SHR.sum(2, keepdim=True), alpha=rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,8 +210,8 @@ class _Room:
     rows: int
     table_SFR: Tensor
     seen_SFR: Tensor
-    latents_SQR: Tensor
-    change_SQR: Tensor
+    latents_SRQ: Tensor
+    change_SRQ: Tensor
     gradient_SQD: Tensor
     layers: list[_Layer]
     head: Call

@@ -49,7 +49,9 @@ class Examples:
 
     def at(self, index: Tensor) -> Examples:
         """The windows that `index` (int64 or bool over N) names; `patients` stays whole."""
-        return self._each(lambda values: values[index])
+        if index.dtype == torch.bool:
+            return self._each(lambda values: values[index])
+        return self._each(lambda values: values.index_select(0, index))  # half the time for few windows
 
     def to(self, device: torch.device) -> Examples:
         """The same on another device."""
