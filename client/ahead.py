@@ -105,8 +105,9 @@ class TrainAhead:
             for begun in rounds
         ]
         base = Base(state=first.model, terms=first.plan.terms, strategy=first.plan.strategy)
-        together = most_together(len(first.plan.asked(first.request.round)))
-        return self._team_for([begun.site for begun in rounds]).round(base, pieces, together)
+        team = self._team_for([begun.site for begun in rounds])
+        together = most_together(len(first.plan.asked(first.request.round)), team.greatest(base.terms))
+        return team.round(base, pieces, together)
 
     def _team_for(self, sites: Sequence[OpenSite]) -> Team:
         """The team that is there, or another of all sites that are open."""

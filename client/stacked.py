@@ -48,6 +48,10 @@ FLOATS_AT_ONCE: Final = 2**22
 """Bound on the numbers that one step of a chunk of sites may hold at a time."""
 MOST_SITES: Final = 32
 _FEWEST_SITES: Final = 4
+_FEWEST_LIGHT_SITES: Final = 8
+"""Of sites with so little work that most of a chunk's time goes by whatever their number."""
+_LIGHT: Final = 2**17
+"""Numbers that a step of such a site holds at most."""
 _CHUNKS: Final = 4
 
 Chain = tuple[Network, tuple[str, ...]]
@@ -118,12 +122,17 @@ def can_stack(model: nn.Module) -> bool:
     return keeps_book(model)
 
 
-def most_together(asked: int) -> int:
+def most_together(asked: int, floats: float) -> int:
     """How many sites go together where a plan asks so many, so that chunks can train side by side.
 
-    It hangs on the plan alone: were it the sites that are left after a crash, others would go together.
+    It hangs on the plan and the data alone: were it the sites that are left after a crash, others would go
+    together.
+
+    Args:
+        floats: of the greatest of all sites, `step_floats`.
     """
-    return min(MOST_SITES, max(_FEWEST_SITES, -(-asked // _CHUNKS)))
+    fewest = _FEWEST_LIGHT_SITES if floats <= _LIGHT else _FEWEST_SITES
+    return min(MOST_SITES, max(fewest, -(-asked // _CHUNKS)))
 
 
 def train_many(

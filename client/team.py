@@ -109,12 +109,16 @@ class Team:
         Args:
             most_sites: that go together.
         """
-        size_of = self._floats(base.terms)
+        size_of = self._sizes_under(base.terms)
         found = chunks([size_of[piece.site] for piece in pieces], FLOATS_AT_ONCE, most_sites)
         parts = [tuple((place, pieces[place]) for place in places) for places in found]
         yield from self._crew.run(base, [part for part in parts if any(piece.wanted for _, piece in part)])
 
-    def _floats(self, terms: Terms) -> dict[str, float]:
+    def greatest(self, terms: Terms) -> float:
+        """The size of the greatest of its members' steps under these terms; see `step_floats`."""
+        return max(self._sizes_under(terms).values())
+
+    def _sizes_under(self, terms: Terms) -> dict[str, float]:
         """The size of each member's step under these terms."""
         if self._sizes is None or self._sizes[0] != terms:
             found = {
