@@ -52,6 +52,8 @@ RUNS: dict[str, list[str]] = {
     "qfedavg, q 1": ["strategy=qfedavg"],
     "qfedavg, q 5": ["strategy=qfedavg", "strategy.q=5"],
     "fedavg, mlp": ["model=mlp"],
+    "fedavg, tcn": ["model=tcn"],
+    "fedavg, gru": ["model=gru"],
     "fedper, mlp, own heads": ["strategy=fedper", "model=mlp"],
     "fedper, linear, each site alone": ["strategy=fedper"],
 }
