@@ -179,6 +179,11 @@ class Storm:
         path = self.directory / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def last_words(self) -> str:
+        """The ends of all logs, for whoever reads of a failure where the files are gone."""
+        logs = sorted(self.directory.glob("*.log"))
+        return "\n".join(f"--- {path.stem}\n{self.log(path.stem)[-2000:]}" for path in logs)
+
     # What is asked of the coordinator, or read from its files while it is away.
 
     def status(self) -> dict[str, Any]:
@@ -199,14 +204,14 @@ class Storm:
     def wait_for(self, there: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
         ends_s = time.monotonic() + patience_s
         while not there():
-            assert time.monotonic() < ends_s, f"it took too long; logs are in {self.directory}"
+            assert time.monotonic() < ends_s, f"it took longer than {patience_s:g} s\n{self.last_words()}"
             time.sleep(0.02)
 
     def finish(self) -> str:
         """Waits until the run is done, ends all processes in order; the final model's SHA-256."""
         self.wait_for(self.is_over)
         found = self.status()
-        assert found["run"]["state"] == "done", found["run"]["reason"]
+        assert found["run"]["state"] == "done", f"{found['run']['reason']}\n{self.last_words()}"
         for name in sorted(self.processes, reverse=True):
             self.wait_for(lambda name=name: self._has_begun(name))  # type: ignore[misc]  # bound now
             code = self.kill(name, signal.SIGTERM)

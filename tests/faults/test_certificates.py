@@ -23,7 +23,6 @@ from trust.identity import Identity, identity_of
 from trust.keys import key_from_pem, read_private, signing_request, write_file
 from trust.signing import Signer
 
-LIFE_S = 8.0
 YEAR_S = 365 * 86_400.0
 DIES_IN_ROUND_1 = {"target": "client.app:train", "nth": 1, "after": False}
 
@@ -51,6 +50,14 @@ def certify_coordinator(storm: Storm, life_s: float) -> None:
     write_file(home.server_certificate, pem, replace=True)
 
 
+def seconds_until(storm: Storm, name: str) -> float:
+    """Starts a process; how long this machine takes until it is connected, or answers."""
+    begun_s = time.monotonic()
+    storm.start(name)
+    storm.wait_for(lambda: name == COORDINATOR or name in storm.status()["connected"])
+    return time.monotonic() - begun_s
+
+
 def hold_in_round_1(storm: Storm) -> None:
     """Lets gamma die in the first round, for which the others wait."""
     storm.start("gamma", call=DIES_IN_ROUND_1)
@@ -63,9 +70,13 @@ def test_a_hospital_whose_certificate_ends_in_a_round_is_cut_off_until_it_has_an
     storm = copy(all_needed)
     storm.start(COORDINATOR)
     storm.start("alpha")
-    certify(storm, "beta", LIFE_S)
-    storm.start("beta", always={"target": "client.agent:renewal_due", "gives": False})
+    took_s = seconds_until(storm, "beta")
     hold_in_round_1(storm)
+    storm.kill("beta")
+    storm.wait_for(lambda: "beta" not in storm.status()["connected"])
+    certify(storm, "beta", 2.0 + 5 * took_s)
+    storm.start("beta", always={"target": "client.agent:renewal_due", "gives": False})
+    storm.wait_for(lambda: "beta" in storm.status()["connected"])
     storm.wait_for(lambda: "beta" not in storm.status()["connected"])
     storm.start("gamma")
     storm.wait_for(lambda: "gamma" in storm.status()["connected"])
@@ -83,11 +94,14 @@ def test_hospitals_refuse_a_coordinator_whose_certificate_has_ended_until_it_has
     copy: Copies, all_needed: Prepared
 ) -> None:
     storm = copy(all_needed)
-    certify_coordinator(storm, LIFE_S)
-    ends_s = time.time() + LIFE_S
-    storm.start(COORDINATOR, always={"target": "server.founding:_is_due", "gives": False})
+    took_s = seconds_until(storm, COORDINATOR)
     storm.start_sites("gamma")
     hold_in_round_1(storm)
+    storm.kill(COORDINATOR)
+    life_s = 2.0 + 5 * took_s
+    certify_coordinator(storm, life_s)
+    ends_s = time.time() + life_s
+    storm.start(COORDINATOR, always={"target": "server.founding:_is_due", "gives": False})
     time.sleep(max(0.0, ends_s + 1.0 - time.time()))
     storm.start("gamma")
     storm.wait_for(lambda: read_status(storm.site("gamma")).get("ended") == "unreachable")

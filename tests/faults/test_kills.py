@@ -56,7 +56,7 @@ def test_a_coordinator_that_dies_after_each_of_the_last_steps(
     storm = copy(all_needed)
     storm.start_sites()
     storm.start(COORDINATOR, call=LAST_STEPS[step])
-    assert storm.wait_for_end(COORDINATOR) == -signal.SIGKILL
+    assert storm.wait_for_end(COORDINATOR) == -signal.SIGKILL, storm.log(COORDINATOR)
     storm.start(COORDINATOR)
     assert storm.finish() == all_needed.model
     storm.check()

@@ -195,7 +195,7 @@ def test_a_revoked_site_is_cut_off_and_not_asked_any_more(there: Federation) -> 
     wait_until(lambda: "gamma" in there.call("connected")["connected"])
     with Members(there.home.members) as members:
         members.end("gamma", "revoked", "test", datetime.now(UTC))
-    wait_until(lambda: "gamma" not in there.call("connected")["connected"], 10.0)
+    wait_until(lambda: "gamma" not in there.call("connected")["connected"], 30.0)
     run = there.launch(config("rounds=1", "privacy.epsilon=1"), request="without")
     there.wait_for(run, "done")
     assert there.progress(run)["taking_part"] == ["alpha", "beta"]
