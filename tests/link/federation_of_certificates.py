@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,11 @@ from trust.errors import TrustError
 from trust.identity import Identity, identity_of
 
 FEDERATION = "heart"
-QUICK = Pace(beat_s=0.2, dead_after_s=2.0, check_s=0.1)
+QUICK = Pace(beat_s=0.2, check_s=0.1)
+"""Who is silent for a minute counts as dead: not a process that others keep from running."""
+IMPATIENT = Pace(beat_s=0.2, dead_after_s=2.0, check_s=0.1)
+"""For tests whose line falls silent."""
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -97,7 +102,13 @@ class Federation:
     """A listener on loopback, and hospitals that connect to it."""
 
     def __init__(
-        self, root: Path, *, limits: Limits | None = None, pace: Pace = QUICK, **options: object
+        self,
+        root: Path,
+        *,
+        limits: Limits | None = None,
+        pace: Pace = QUICK,
+        greet_s: float = PATIENCE_S,
+        **options: object,
     ) -> None:
         self.root = root
         self.authority = Authority()
@@ -113,7 +124,7 @@ class Federation:
             transfers=root / "coordinator",
             limits=self.limits,
             pace=pace,
-            greet_s=3.0,
+            greet_s=greet_s,
         )
         self.server = LinkServer(settings, self.admit, observe=self.observe, **options)  # type: ignore[arg-type]  # passed on
         self.port = self.server.start()
@@ -136,7 +147,7 @@ class Federation:
             return len(found) >= times
 
         with self.happened:
-            return self.happened.wait_for(there, 20)
+            return self.happened.wait_for(there, PATIENCE_S)
 
     def hospital(
         self,
@@ -165,13 +176,20 @@ class Federation:
         self.links.append(link)
         link.start()
         if wait:
-            assert link.wait_until_connected(20), link.state
+            assert link.wait_until_connected(PATIENCE_S), link.state
         return link
 
     def close(self) -> None:
         for link in self.links:
             link.stop(wait=False)
         self.server.stop(0.1)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    ends_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from link.coordinator import LinkGrid
 from link.errors import LinkError
 from link.flower import RUN_ID
 from link.local import LocalGrid
-from tests.link.federation_of_certificates import federation
+from tests.link.federation_of_certificates import PATIENCE_S, federation
 
 NAMES = ("alpha", "beta", "gamma")
 
@@ -117,7 +117,7 @@ def test_each_message_is_answered_once_by_its_own_node(grid: Grid) -> None:
     assert nodes == sorted(nodes)
     assert len(set(nodes)) == 3
     messages = [Message(RecordDict(), node, "query", group_id="4") for node in reversed(nodes)]
-    replies = list(grid.send_and_receive(messages, timeout=20))
+    replies = list(grid.send_and_receive(messages, timeout=PATIENCE_S))
     by_id = {reply.metadata.reply_to_message_id: reply for reply in replies}
     assert len(by_id) == len(replies) == 3
     for message in messages:

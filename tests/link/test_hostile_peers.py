@@ -8,7 +8,6 @@ import queue
 import resource
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ from link.member import Hospital
 from link.session import Pace, Session
 from link.tls import Credentials
 from link.transfers import Shelf
-from tests.link.federation_of_certificates import Federation, federation
+from tests.link.federation_of_certificates import PATIENCE_S, Federation, federation, wait_until
 from trust.identity import Identity
 
 HELLO = pb.Frame(hello=pb.Hello(protocol=1, instance="raw"))
@@ -122,7 +121,6 @@ def reply_to(question: str, content: RecordDict | None = None, id_: str = "r-1")
 @pytest.mark.parametrize(
     ("frames", "code"),
     [
-        ([], "silent"),
         ([b"\xff\xff\xff"], "protocol_violated"),
         ([pb.Frame(beat=pb.Beat())], "protocol_violated"),
         ([pb.Frame(hello=pb.Hello(protocol=2))], "protocol_version"),
@@ -135,6 +133,12 @@ def test_whoever_does_not_greet_as_agreed_is_sent_away(
         peer.say(*frames)
         assert peer.ended() == code
     assert there.server.connected() == {}
+
+
+def test_whoever_does_not_greet_at_all_is_sent_away(tmp_path: Path) -> None:
+    with federation(tmp_path, greet_s=1.0) as there, Peer(there, greet=False) as peer:
+        assert peer.ended() == "silent"
+        assert there.server.connected() == {}
 
 
 LONG = reply_to("q", update(100_000))
@@ -214,16 +218,9 @@ def test_a_body_of_another_hash_is_refused_and_ends_its_question(there: Federati
         assert list((there.root / "coordinator" / "alpha").iterdir()) == []
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    ends_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < ends_s
-        time.sleep(0.01)
-
-
 def _pull(grid: LinkGrid, message: Message) -> list[Message]:
     ids = [message.metadata.message_id]
-    assert grid.wait_for_replies(ids, 10) == ids
+    assert grid.wait_for_replies(ids, PATIENCE_S) == ids
     return list(grid.pull_messages(ids))
 
 
@@ -235,8 +232,7 @@ def test_a_damaged_partial_file_is_asked_for_anew(there: Federation) -> None:
         peer.hear("want")
         peer.say(chunk(parcel, 0, 200_000))
         (part,) = (there.root / "coordinator" / "alpha").iterdir()
-        while part.stat().st_size < 200_000:
-            time.sleep(0.01)
+        wait_until(lambda: part.stat().st_size >= 200_000)
     assert there.wait_for("disconnected", "alpha")
     data = bytearray(part.read_bytes())
     assert len(data) == 200_000
@@ -384,8 +380,8 @@ def test_a_frame_of_300_megabytes_is_refused_by_its_length_and_not_read(there: F
         target=_send_one_frame, args=(f"127.0.0.1:{there.port}", shown, 300 << 20, done), daemon=True
     )
     process.start()
-    assert "StatusCode" in done.get(timeout=60)
-    process.join(10)
+    assert "StatusCode" in done.get(timeout=2 * PATIENCE_S)
+    process.join(PATIENCE_S)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB
     assert there.wait_for("disconnected", "alpha")
 
@@ -413,12 +409,14 @@ def test_a_hospital_that_misbehaves_does_not_hold_up_another(there: Federation) 
 
         talking = threading.Thread(target=chatter)
         talking.start()
-        (node,) = grid.get_node_ids()
-        for _ in range(10):
-            (reply,) = grid.send_and_receive([Message(update(), node, "train")], timeout=10)
-            assert reply.has_content()
-        stop.set()
-        talking.join()
+        try:
+            (node,) = grid.get_node_ids()
+            for _ in range(10):
+                (reply,) = grid.send_and_receive([Message(update(), node, "train")], timeout=PATIENCE_S)
+                assert reply.has_content()
+        finally:
+            stop.set()
+            talking.join()
 
 
 def test_a_call_with_a_long_body_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -459,7 +457,7 @@ def test_a_hospital_that_reads_no_answers_cannot_pile_them_up(there: Federation,
 
     async def talk() -> None:
         session = Session(deaf, Hospital("alpha", there.server), shelf, Limits(), Pace(check_s=60.0))
-        await asyncio.wait_for(session.run(), 10)
+        await asyncio.wait_for(session.run(), PATIENCE_S)
 
     with pytest.raises(SessionEnded, match="protocol_violated"):
         submit(talk()).result()
