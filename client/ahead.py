@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from flwr.app import Context, Message
 
@@ -105,9 +106,8 @@ class TrainAhead:
             for begun in rounds
         ]
         base = Base(state=first.model, terms=first.plan.terms, strategy=first.plan.strategy)
-        team = self._team_for([begun.site for begun in rounds])
-        together = most_together(len(first.plan.asked(first.request.round)), team.greatest(base.terms))
-        return team.round(base, pieces, together)
+        together = partial(most_together, len(first.plan.asked(first.request.round)))
+        return self._team_for([begun.site for begun in rounds]).round(base, pieces, together)
 
     def _team_for(self, sites: Sequence[OpenSite]) -> Team:
         """The team that is there, or another of all sites that are open."""

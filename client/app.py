@@ -9,19 +9,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from torch import nn
 
 from client import anchor, booking, egress, questions
 from client.asked import asked_to_train, read_asked
 from client.errors import ClientError
 from client.policy import release_of
 from client.site import OpenSite, open_site
-from client.stacked import Base, Work, Workshop
+from client.stacked import Base, Work, Workshop, chain_of
 from client.trainer import train
 from link.flower import reply_to
 from link.stopwatch import phase
@@ -308,8 +309,7 @@ def corrected(site: OpenSite, plan: Plan, correction: Arrays | None) -> Arrays |
 def _update(begun: Begun) -> Arrays:
     """Raises PrivacyError: without privacy only, a gradient is not finite."""
     site, plan = begun.site, begun.plan
-    shop = _shop(site.model, site.task)  # type: ignore[arg-type]  # known by identity, as objects are
-    if shop.anatomy.chain is None or plan.terms.private or releases(plan.strategy):
+    if plan.terms.private or releases(plan.strategy) or chain_of(site.model) is None:
         return train(
             model=site.model,
             state=begun.model,
@@ -330,10 +330,23 @@ def _update(begun: Begun) -> Arrays:
         steps=plan.steps_of(site.name),
     )
     base = Base(state=begun.model, terms=plan.terms, strategy=plan.strategy)
-    ((_, update),) = shop.trained(base, [work])
+    ((_, update),) = _SHOPS.of(site).trained(base, [work])
     if isinstance(update, PrivacyError):
         raise update
     return update
 
 
-_shop = lru_cache(maxsize=2)(Workshop)
+class _Shops(threading.local):
+    """Workshops, each for as long as there is its model: a hospital makes another for each request."""
+
+    def __init__(self) -> None:
+        self._by_model: WeakKeyDictionary[nn.Module, Workshop] = WeakKeyDictionary()
+
+    def of(self, site: OpenSite) -> Workshop:
+        """That of the site's model."""
+        if site.model not in self._by_model:
+            self._by_model[site.model] = Workshop(site.model, site.task)
+        return self._by_model[site.model]
+
+
+_SHOPS = _Shops()

@@ -3,8 +3,8 @@
 Each site draws its patients, is clipped and gets its noise from its own keyed stream, in the order in
 which `client.trainer.train` draws them, so that both give the same update to within float rounding.
 Sites that are alike in size go together, ragged ones are padded (privacy/stacked.py), and as many go
-together as fit a bound on memory. A site whose step alone fills that bound gains nothing
-from company and goes through `train`.
+together as fit a bound on memory. A site without company goes through `train`, but for chains without
+privacy, whose steps are written out (client/chained.py) as long as `train` would pass them in one piece.
 
 Letters: S sites of a chunk, N windows, P patients, W windows of a patient.
 """
@@ -12,7 +12,7 @@ Letters: S sites of a chunk, N windows, P patients, W windows of a patient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from client.chained import Bench
 from client.draws import Drawing, Layout, lay_out, takes_all
 from client.threads import one_thread
 from client.trainer import (
+    WINDOWS_AT_ONCE,
     load_state,
     not_finite,
     split,
@@ -99,15 +100,10 @@ class Anatomy:
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
         """A network's."""
-        hidden = hidden_layers(model)
-        chain: Chain | None = None
-        # A task that somebody plugged in may leave its gradient to autograd.
-        if hidden is not None and isinstance(model, Network) and hasattr(model.task, "loss_gradient"):
-            chain = model, hidden
         layers = [layer.get_parameter("weight") for layer in known_layers(model).values()]
         return cls(
             trained=trainable(model),
-            chain=chain,
+            chain=chain_of(model),
             seen=sum(weight[0].numel() + len(weight) for weight in layers),
         )
 
@@ -115,6 +111,27 @@ class Anatomy:
     def parameters(self) -> int:
         """How many numbers are trained."""
         return sum(value.numel() for value in self.trained.values())
+
+
+def chain_of(model: nn.Module) -> Chain | None:
+    """The model with its hidden layers, if steps without privacy can be written out for it."""
+    hidden = hidden_layers(model)
+    if hidden is None or not isinstance(model, Network) or not _writes_gradient(model.task):
+        return None
+    return model, hidden
+
+
+def _writes_gradient(task: Task) -> bool:
+    """Whether the gradient that the task writes out is that of its loss.
+
+    A task that somebody plugged in may leave it to autograd. One that is made of another may change the loss
+    and keep what was written for the other's: then the loss stands in a class nearer to it, or in itself.
+    """
+    if not {"loss", "loss_gradient"}.isdisjoint(getattr(task, "__dict__", ())):
+        return False
+    written = ["loss_gradient" in vars(kind) for kind in type(task).__mro__]
+    losses = ["loss" in vars(kind) for kind in type(task).__mro__]
+    return True in written and True in losses and written.index(True) <= losses.index(True)
 
 
 def can_stack(model: nn.Module) -> bool:
@@ -125,11 +142,9 @@ def can_stack(model: nn.Module) -> bool:
 def most_together(asked: int, floats: float) -> int:
     """How many sites go together where a plan asks so many, so that chunks can train side by side.
 
-    It hangs on the plan and the data alone: were it the sites that are left after a crash, others would go
-    together.
-
     Args:
-        floats: of the greatest of all sites, `step_floats`.
+        asked: sites in the round, and not those that are left after a crash: else others would go together.
+        floats: of the greatest that goes with them, `step_floats`.
     """
     fewest = _FEWEST_LIGHT_SITES if floats <= _LIGHT else _FEWEST_SITES
     return min(MOST_SITES, max(fewest, -(-asked // _CHUNKS)))
@@ -155,7 +170,7 @@ def train_many(
     """
     shop, base = Workshop(model, task), Base(state=state, terms=terms, strategy=strategy)
     sizes = [step_floats(shop.anatomy, work.examples, work.counts_P, terms) for work in works]
-    for places in chunks(sizes, floats_at_once, most_sites or MOST_SITES):
+    for places in chunks(sizes, floats_at_once, lambda _: most_sites or MOST_SITES):
         made = shop.trained(base, [works[place] for place in places])
         yield [(places[number], update) for number, update in made]
 
@@ -195,10 +210,11 @@ class Workshop:
         """The place and the update of each wanted site of a chunk."""
         if not any(work.wanted for work in works):
             return []
-        with one_thread():
+        # What overflows is no news: such a site has no update.
+        with one_thread(), np.errstate(over="ignore", invalid="ignore"):
             self._load(base)
             by_hand = self.anatomy.chain is not None and not base.terms.private
-            if len(works) == 1 and not by_hand:
+            if len(works) == 1 and (not by_hand or _passes_in_pieces(works[0], base.terms)):
                 return [(0, self._alone(base, works[0]))]
             bench = self._bench(len(works)) if by_hand else None
             if bench is None and self._stacked is None:
@@ -209,6 +225,7 @@ class Workshop:
     def _load(self, base: Base) -> None:
         if self._base is not None and base.is_as(self._base):
             return
+        self._base = None  # should it fail, half of another one is there
         load_state(self._model, base.state)
         self._start = {name: value.detach().clone() for name, value in self.anatomy.trained.items()}
         self._base, self._stacked = base, None
@@ -243,22 +260,32 @@ class Workshop:
             return error
 
 
-def chunks(sizes: Sequence[float], floats: float, most: int) -> Iterator[list[int]]:
+def chunks(sizes: Sequence[float], floats: float, most: Callable[[float], int]) -> Iterator[list[int]]:
     """Places of sites that go together, small sites first.
+
+    A chunk ends before a site of some size, and would end before any greater one: so when some chunks are
+    done, those that are left are made of the same sites again.
 
     Args:
         sizes: of each site, `step_floats`. floats: most of them together.
-        most: sites together.
+        most: sites that go with one of that size, not more for a greater one.
     """
     chunk: list[int] = []
     for place in sorted(range(len(sizes)), key=lambda place: (sizes[place], place)):
+        size, together = sizes[place], len(chunk) + 1
         # The last is the greatest, and padding makes all others as great.
-        if chunk and (len(chunk) + 1 > most or (len(chunk) + 1) * sizes[place] > floats):
+        if chunk and (together > most(size) or together * size > floats):
             yield chunk
             chunk = []
         chunk.append(place)
     if chunk:
         yield chunk
+
+
+def _passes_in_pieces(work: Work, terms: Terms) -> bool:
+    """Whether `train` passes a step of the site in several pieces; by hand it would be held whole."""
+    windows = np.minimum(work.counts_P, terms.windows_per_patient).sum() * terms.sampling_rate
+    return bool(windows > WINDOWS_AT_ONCE)
 
 
 def step_floats(anatomy: Anatomy, examples: Examples, counts_P: np.ndarray, terms: Terms) -> float:
@@ -315,7 +342,7 @@ class _Run:
         finite_S = torch.stack(norms).isfinite().all(0)
         if not finite_S.all():  # a norm overflows before its numbers do
             finite_S = torch.stack([value.flatten(1).isfinite().all(1) for value in moved.values()]).all(0)
-        arrays = {name: value.cpu().numpy() for name, value in moved.items()}
+        arrays = {name: value.float().cpu().numpy() for name, value in moved.items()}
         for place, finite in enumerate(finite_S.tolist()):
             yield {name: value[place] for name, value in arrays.items()} if finite else not_finite()
 
@@ -400,12 +427,16 @@ class _Run:
             yield from zip(self._gathered(layouts), layouts, strict=True)
 
     def _without_done(self, layout: Layout, step: int) -> Layout:
-        """The layout in which windows of sites that have done all their steps count for nothing."""
+        """The layout in which padding stands for windows of sites that have done all their steps."""
         working_S = self._steps_S > step
         if working_S.all():
             return layout
+        working_S11 = working_S[:, None, None]
         return replace(
-            layout, weight_SPW=np.where(working_S[:, None, None], layout.weight_SPW, np.float32(0))
+            layout,
+            # A window that is not finite would reach them, whatever it weighs.
+            index_SPW=np.where(working_S11, layout.index_SPW, len(self._all) - 1),
+            weight_SPW=np.where(working_S11, layout.weight_SPW, np.float32(0)),
         )
 
     def _gathered(self, layouts: Sequence[Layout]) -> list[Examples]:

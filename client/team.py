@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -103,20 +103,18 @@ class Team:
         )
         return known and model is self.model
 
-    def round(self, base: Base, pieces: Sequence[Piece], most_sites: int) -> Iterator[Made]:
+    def round(
+        self, base: Base, pieces: Sequence[Piece], most_sites: Callable[[float], int]
+    ) -> Iterator[Made]:
         """Chunk after chunk, the place in `pieces` and the release of each wanted site, or why it has none.
 
         Args:
-            most_sites: that go together.
+            most_sites: that go together; see `chunks`.
         """
         size_of = self._sizes_under(base.terms)
         found = chunks([size_of[piece.site] for piece in pieces], FLOATS_AT_ONCE, most_sites)
         parts = [tuple((place, pieces[place]) for place in places) for places in found]
         yield from self._crew.run(base, [part for part in parts if any(piece.wanted for _, piece in part)])
-
-    def greatest(self, terms: Terms) -> float:
-        """The size of the greatest of its members' steps under these terms; see `step_floats`."""
-        return max(self._sizes_under(terms).values())
 
     def _sizes_under(self, terms: Terms) -> dict[str, float]:
         """The size of each member's step under these terms."""
