@@ -10,7 +10,7 @@ from collections.abc import Callable
 from twin.connectors.feed import Batch, Connector
 
 Row = tuple[str, str, float]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Driven:

@@ -219,7 +219,7 @@ class MailServer:
 
     def _serve(self) -> None:
         connection, _ = self._socket.accept()
-        connection.settimeout(10)
+        connection.settimeout(60)
         if not self._starttls:
             connection = self._context.wrap_socket(connection, server_side=True)
         connection.sendall(b"220 here\r\n")
@@ -266,7 +266,7 @@ def test_a_mail_goes_over_tls_and_names_neither_patient_nor_value(
     )
     sink.send(notice(event="resolved"))  # asks for nobody: not even a connection
     sink.send(notice(priority="high"))
-    server.thread.join(10)
+    server.thread.join(60)
     mail = "\n".join(server.lines)
     assert "low-glucose-1" in mail
     assert "immediate operator response is required" in mail

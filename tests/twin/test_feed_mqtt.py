@@ -19,7 +19,7 @@ from client.broker import USER, TrialBroker
 from tests.ports import free_port
 from tests.twin import stored_feed
 from tests.twin.connectors import local_tls
-from tests.twin.driven_feed import Driven
+from tests.twin.driven_feed import PATIENCE_S, Driven
 from twin.connectors.feeds import build
 from twin.connectors.mqtt import Mqtt
 from twin.errors import DataError
@@ -57,19 +57,24 @@ def feed_of(broker: TrialBroker, **options: Any) -> Mqtt:
     return Mqtt(**(ours | options))
 
 
+def told(broker: TrialBroker, what: str, times: int = 1) -> None:
+    """Waits until the broker's log says so of the feed so many times."""
+    end_s, log = time.monotonic() + PATIENCE_S, broker.folder / "broker.log"
+    while log.read_text().count(f"{what} twinward-monitors") < times:
+        assert time.monotonic() < end_s, log.read_text()[-2000:]
+        time.sleep(0.02)
+
+
 def held(broker: TrialBroker, times: int = 1) -> None:
     """Waits until the broker has been given the feed's subscription so many times."""
-    end_s = time.monotonic() + 20
-    while (broker.folder / "broker.log").read_text().count("Sending SUBACK to twinward-monitors") < times:
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
+    told(broker, "Sending SUBACK to", times)
 
 
 def saved(broker: TrialBroker) -> None:
     """Waits until what the broker holds is on its disk."""
     path, begin_s = broker.folder / "mosquitto.db", time.time()
     while not (path.exists() and path.stat().st_mtime > begin_s):
-        assert time.time() < begin_s + 20
+        assert time.time() < begin_s + PATIENCE_S
         time.sleep(0.05)
 
 
@@ -105,10 +110,10 @@ def say(client: paho.Client, first: int, last: int, *, wait: bool = True, **more
             "value": 60 + k / 16,
             "unit": "/min",
         }
-        told = client.publish(f"ward/p{k % 3}/m1/heart_rate", json.dumps(payload), qos=1, **more)
+        last = client.publish(f"ward/p{k % 3}/m1/heart_rate", json.dumps(payload), qos=1, **more)
     if wait:
-        told.wait_for_publish(20)
-        assert told.is_published()
+        last.wait_for_publish(PATIENCE_S)
+        assert last.is_published()
 
 
 def test_messages_become_rows_and_are_not_delivered_again_once_committed(broker: TrialBroker) -> None:
@@ -121,7 +126,7 @@ def test_messages_become_rows_and_are_not_delivered_again_once_committed(broker:
         assert numbers(driven.values) == list(range(30))
         assert driven.rows[4] == ("p1", "heart_rate", 60.25)
         assert driven.times[4] == "2024-03-01T10:00:04Z"
-        time.sleep(0.2)  # for the last acknowledgements
+        told(broker, "Received PUBACK from", 30)
         driven.close()
         again = Driven(feed, driven.position)
         say(client, 30, 31)
@@ -167,7 +172,7 @@ def test_a_process_killed_between_commit_and_acknowledgement_stores_every_row_on
     ]
     root = Path(__file__).parents[2]
     died = subprocess.run(
-        words, timeout=60, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root, check=False
+        words, timeout=5 * PATIENCE_S, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root, check=False
     )
     assert died.returncode == -signal.SIGKILL
     with Store.open(path, stored_feed.KEY) as store:
@@ -186,14 +191,14 @@ def test_a_number_without_a_time_counts_once_although_it_is_delivered_again(brok
     held(broker)
     with gateway(broker) as client:
         for _ in range(3):  # the same number thrice is three measurements
-            told = client.publish("ward/p/m/spo2", "97", qos=1)
-        told.wait_for_publish(20)
+            last = client.publish("ward/p/m/spo2", "97", qos=1)
+        last.wait_for_publish(PATIENCE_S)
         batch = driven.next()
         while len(batch.observations) < 3:
             driven.commit()
             batch = driven.next()
         driven.close()  # after the store's commit, before the acknowledgement
-        client.publish("ward/p/m/spo2", "97", qos=1).wait_for_publish(20)
+        client.publish("ward/p/m/spo2", "97", qos=1).wait_for_publish(PATIENCE_S)
     again = Driven(feed, batch.position)
     again.until(lambda: bool(again.rows))
     assert again.values == [97.0]
@@ -235,7 +240,7 @@ def test_an_acknowledgement_is_not_sent_for_another_message_after_the_broker_for
         broker.start()
         held(broker, times=2)
         say(client, 1, 2)  # the first message of this session, as the other was of its own
-        time.sleep(0.3)
+        told(broker, "Sending PUBLISH to", 2)
         driven.commit()
         time.sleep(0.3)  # an acknowledgement would have been sent by now
         driven.close()
@@ -272,7 +277,7 @@ def test_what_cannot_be_taken_is_counted_and_costs_no_good_row(broker: TrialBrok
             ("ward/p/m/spo2", b'{"value": "high", "time": "2024-03-01T10:00:00Z"}'),
             ("ward/p/m/spo2", b'{"value": 97, "time": "2024-03-01T10:00:00Z"}'),
         ):
-            client.publish(topic, payload, qos=1).wait_for_publish(20)
+            client.publish(topic, payload, qos=1).wait_for_publish(PATIENCE_S)
         driven.until(lambda: sum(driven.rejected.values()) >= 6 and bool(driven.rows))
     assert driven.rows == [("p", "spo2", 97.0)]
     assert driven.rejected == {

@@ -277,6 +277,7 @@ def test_a_fork_does_not_use_the_store(store: Store) -> None:
             store.counts()
         except StoreError:
             os._exit(7)
-        os._exit(0)
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert len(store.counts()) == 0

@@ -213,8 +213,8 @@ def test_a_log_that_was_cut_altered_or_lost_is_an_error(path: Path) -> None:
         [sys.executable, "-m", "tests.stored", str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
         assert process.stdout is not None
-        while process.stdout.readline() != "5\n":
-            pass
+        while (line := process.stdout.readline()) != "5\n":
+            assert line, "it ended by itself"
         process.kill()
     log = rewriting.log_of(path)
     whole, written, anchor = path.read_bytes(), log.read_bytes(), beside(path, "commits").read_bytes()

@@ -4,6 +4,7 @@ import queue
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,9 @@ TEXT = (
 )
 
 
+PATIENCE_S = 60.0
+
+
 def said(answer: bytes) -> tuple[str, str]:
     """(code, control id) of an acknowledgement in its frame."""
     assert answer[:1] == b"\x0b" and answer[-2:] == b"\x1c\r"
@@ -35,7 +39,7 @@ def said(answer: bytes) -> tuple[str, str]:
 
 
 def hear(connection: socket.socket) -> bytes:
-    connection.settimeout(10)
+    connection.settimeout(PATIENCE_S)
     found = b""
     while not found.endswith(b"\x1c\r"):
         more = connection.recv(4096)
@@ -49,15 +53,18 @@ class Driven:
     """A feed in a thread; `commit` lets it go on once."""
 
     def __init__(self, feed: Hl7v2Mllp, position: str = "") -> None:
-        self.batches: queue.Queue[Batch] = queue.Queue()
+        self.batches: queue.Queue[Batch | Exception] = queue.Queue()
         self._go: queue.Queue[bool] = queue.Queue()
         self._thread = threading.Thread(target=self._run, args=(feed.batches(position),), daemon=True)
         self._thread.start()
         self.commit()
 
     def _run(self, batches: Iterator[Batch]) -> None:
-        while self._go.get():
-            self.batches.put(next(batches))
+        try:
+            while self._go.get():
+                self.batches.put(next(batches))
+        except Exception as error:  # noqa: BLE001  whatever it is, who waits is told
+            self.batches.put(error)
         batches.close()  # type: ignore[attr-defined]  # a generator
 
     def commit(self) -> None:
@@ -65,8 +72,11 @@ class Driven:
 
     def wait(self) -> Batch:
         """The next batch that holds something, not yet committed."""
-        for _ in range(40):
-            batch = self.batches.get(timeout=10)
+        end_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end_s:
+            batch = self.batches.get(timeout=PATIENCE_S)
+            if isinstance(batch, Exception):
+                raise batch
             if not batch.is_empty:
                 return batch
             self.commit()
@@ -74,7 +84,8 @@ class Driven:
 
     def close(self) -> None:
         self._go.put(False)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=PATIENCE_S)
+        assert not self._thread.is_alive()
 
 
 @pytest.fixture
@@ -83,11 +94,12 @@ def port() -> int:
 
 
 def connect(port: int) -> socket.socket:
-    for _ in range(100):
+    end_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end_s:
         try:
-            return socket.create_connection(("127.0.0.1", port), timeout=5)
+            return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         except ConnectionRefusedError:
-            threading.Event().wait(0.05)
+            time.sleep(0.05)
     raise AssertionError("the feed does not listen")
 
 
