@@ -115,9 +115,8 @@ def _one_thread() -> None:
 def _resume(directory: Path, *, as_json: bool) -> int:
     written = directory / "config.yaml"
     if not written.is_file():
-        raise ConfigError(
-            f"{directory} is no run: it has no config.yaml; runs lie in runs/ unless run.dir is given"
-        )
+        why = "it has no config.yaml" if directory.is_dir() else "there is no such folder"
+        raise ConfigError(f"{directory} is no run: {why}; runs lie in runs/ unless run.dir is given")
     from simulate.folder import configuration_of
     from simulate.run import resume
 

@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from conf.describe import Key, groups, keys
 
@@ -17,9 +17,21 @@ if TYPE_CHECKING:
 OVERRIDE_DOC = "settings, `group=option` or `key=value`"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells who writes `--rounds 5` how a setting is written."""
+
+    def error(self, message: str) -> Never:
+        known = {*groups(), *keys()}
+        meant = [word[2:] for word in message.split() if word.startswith("--")]
+        meant = [name for name in (word.partition("=")[0] for word in meant) if name in known]
+        if "unrecognized" in message and meant:
+            message += f"; a setting is written without dashes: {meant[0]}=VALUE"
+        super().error(message)
+
+
 def parser(name: str, doc: str, *, epilog: str = "") -> argparse.ArgumentParser:
     """A parser for one command, whose help shows the epilog as it is."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"twinward {name}",
         description=doc,
         epilog=epilog,

@@ -83,7 +83,8 @@ def test_no_command_shows_the_usage_and_fails() -> None:
     [
         (["simulat"], "there is no command 'simulat'; did you mean simulate?"),
         (["data", "chekc"], "there is no command 'data chekc'; did you mean data check?"),
-        (["simulate", "--resume", "nowhere"], "nowhere is no run: it has no config.yaml"),
+        (["simulate", "--resume", "nowhere"], "nowhere is no run: there is no such folder"),
+        (["simulate", "--resume", "."], ". is no run: it has no config.yaml"),
         (["simulate", "--resume", "nowhere", "rounds=1"], "with the settings it has"),
         (["evaluate", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["privacy", "plan", "patients=9,x"], "patients=x: expected whole numbers from 1"),
@@ -101,6 +102,12 @@ def test_a_wrong_command_says_what_is_wrong_in_one_message_without_a_traceback(
     assert answer.stderr.startswith("twinward: ")
     assert said in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_whoever_writes_dashes_before_a_setting_is_told_how_it_is_written(tmp_path: Path) -> None:
+    answer = twinward("simulate", "--rounds", "5", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "a setting is written without dashes: rounds=VALUE" in answer.stderr
 
 
 def test_wrong_settings_are_all_told_at_once_and_nothing_is_written(tmp_path: Path) -> None:
