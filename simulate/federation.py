@@ -210,7 +210,8 @@ def _finished(config: Config, directory: Path, part: Part) -> bool:
     with Store(path) as store:
         if store.fact("settings") not in (None, server.app.settings_of(config, part.to_json())):
             raise ServerError(
-                f"Expected in {directory} a federation of these settings; it is of others. Choose another."
+                f"{directory} was begun with other settings than its run has now. If config.yaml was changed "
+                "since, put it back and continue; else choose another run.dir."
             )
         return store.fact("final") is not None
 

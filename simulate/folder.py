@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -18,6 +18,7 @@ from client.site import forget_data
 from conf.errors import ConfigError
 from conf.load import from_yaml, to_yaml
 from conf.schema import Config
+from conf.validation import said
 from simulate.files import write_atomically
 
 
@@ -37,7 +38,7 @@ def claim(directory: Path, config: Config) -> None:
     there = configuration_of(directory)
     if _comparable(there) != _comparable(config):
         raise ConfigError(
-            f"{directory} holds a run of another configuration (its config.yaml differs). "
+            f"{directory} holds a run of another configuration: {_differences(there, config)}. "
             "Choose another run.dir, or continue that one with --resume."
         )
     if read_json(data) != fingerprint:
@@ -139,6 +140,22 @@ def _forget_changed(config: Config, fingerprint: dict[str, str]) -> None:
     if path is not None and _SEEN.get(path) != fingerprint:
         forget_data()
         _SEEN[path] = fingerprint
+
+
+def _differences(there: Config, config: Config) -> str:
+    """The keys in which two configurations differ, with both values; of many the first four."""
+    old, new = _flat(asdict(_comparable(there))), _flat(asdict(_comparable(config)))
+    told = [f"{said(key, old[key])} there, {said(key, new[key])} here" for key in old if old[key] != new[key]]
+    more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
+    return "; ".join(told[:4]) + more
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        key = f"{prefix}{name}".removesuffix(".name")
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {key: value}
+    return found
 
 
 def _comparable(config: Config) -> Config:

@@ -220,7 +220,7 @@ def test_a_second_call_computes_and_writes_nothing(finished: Path, summary: dict
 
 def test_a_folder_of_another_configuration_is_refused_and_stays_as_it_is(finished: Path) -> None:
     before = (finished / "config.yaml").read_bytes()
-    with pytest.raises(ConfigError, match="another configuration"):
+    with pytest.raises(ConfigError, match="another configuration: seed=0 there, seed=5 here"):
         simulate(configured(finished, seed=5))
     assert (finished / "config.yaml").read_bytes() == before
     with pytest.raises(ConfigError, match="no run"):
