@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -45,7 +45,7 @@ def take_census(grid: Grid, store: Store, offer: Plan, sign: Sign = unsigned) ->
     if plan is None:
         if not declared:
             raise ServerError(
-                f"Expected at least one site to take the plan; all refused it: {refused or 'none came'}."
+                f"Expected at least one site to take the plan; all refused it: {_told(refused)}."
             )
         plan = offer.with_participants(declared, fewer)
         store.declare(plan, refused)
@@ -58,8 +58,22 @@ def take_census(grid: Grid, store: Store, offer: Plan, sign: Sign = unsigned) ->
         store.accept(_acceptances(grid, {site: nodes[site] for site in plan.sites}, plan, sign))
     taking_part = [site for site, (_, code) in store.sites().items() if not code]
     if not taking_part:
-        raise ServerError(f"Expected at least one site to accept the plan; all refused it: {store.sites()}.")
+        refused = {site: code for site, (_, code) in store.sites().items()}
+        raise ServerError(f"Expected at least one site to accept the plan; all refused it: {_told(refused)}.")
     return {site: nodes[site] for site in taking_part}
+
+
+def _told(refused: Mapping[str, str]) -> str:
+    """Each code with the sites that gave it; of many the first five."""
+    lists: dict[str, list[str]] = {}
+    for site, code in refused.items():
+        lists.setdefault(code, []).append(site)
+    return "; ".join(f"{code} ({_some(sites)})" for code, sites in lists.items()) or "none came"
+
+
+def _some(sites: Sequence[str]) -> str:
+    more = f" and {len(sites) - 5} more" if len(sites) > 5 else ""
+    return ", ".join(sorted(sites)[:5]) + more
 
 
 def declares(said: Answer, offer: Plan) -> bool:
