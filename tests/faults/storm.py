@@ -34,7 +34,7 @@ from trust.digest import arrays_to_bytes, sha256
 from trust.verification import verify
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 COORDINATOR = "coordinator"
 RUN = "run-0001"
 LONG = os.environ.get("TWINWARD_FAULTS") == "long"

@@ -28,7 +28,7 @@ from trust.authority import Authority
 from trust.invitation import Invitation
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 COORDINATOR = (
     "import sys; from cli.main import main; sys.exit(main(['coordinator', 'serve', '--home', sys.argv[1]]))"
 )
@@ -62,7 +62,7 @@ class Federation:
     def serve(self) -> None:
         """Starts the coordinator, or starts it again, and waits until it answers."""
         self._run("coordinator", COORDINATOR, self.home.directory)
-        wait_until(self._answers)
+        self.until(self._answers)
 
     def hospital(self, site: str) -> None:
         """Starts a hospital's process."""
@@ -109,14 +109,22 @@ class Federation:
             assert found["state"] in (state, "queued", "asking", "ready", "running"), found["reason"]
             return bool(found["state"] == state)
 
-        wait_until(there)
+        self.until(there)
+
+    def until(self, there: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+        """Waits until it is so; what does not come true shows the ends of all logs."""
+        wait_until(there, patience_s, self._last_words)
+
+    def _last_words(self) -> str:
+        logs = sorted(self.home.directory.parent.glob("*.log"))
+        return "\n".join(f"--- {path.stem}\n{path.read_text(errors='replace')[-2000:]}" for path in logs)
 
     def _check(self) -> None:
         gone = [name for name, process in self.processes.items() if process.poll() is not None]
-        assert not gone, f"{gone} ended; see {self.home.directory.parent}"
+        assert not gone, f"{gone} ended\n{self._last_words()}"
 
     def _answers(self) -> bool:
-        assert self.processes["coordinator"].poll() is None, "the coordinator has ended"
+        self._check()
         try:
             url = f"http://127.0.0.1:{self.home.settings().health_port}/health"
             with urllib.request.urlopen(url, timeout=5) as answer:
@@ -180,9 +188,11 @@ def invite(home: CoordinatorHome, site: str) -> str:
     ).token
 
 
-def wait_until(there: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-    """Waits until it is so."""
+def wait_until(
+    there: Callable[[], bool], patience_s: float = PATIENCE_S, said: Callable[[], str] = str
+) -> None:
+    """Waits until it is so; else fails with what `said` gives."""
     ends_s = time.monotonic() + patience_s
     while not there():
-        assert time.monotonic() < ends_s, "it took too long"
+        assert time.monotonic() < ends_s, f"it took longer than {patience_s:g} s\n{said()}"
         time.sleep(0.1)

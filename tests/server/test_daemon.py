@@ -23,7 +23,7 @@ from server.home import CoordinatorHome
 from server.members import Members
 from server.store import Store
 from tests.heart_hospitals import SITES, write_folder
-from tests.server.federation_of_processes import AUTOMATIC, Federation, federation, wait_until
+from tests.server.federation_of_processes import AUTOMATIC, Federation, federation
 from trust.audit import AuditLog
 
 # One federation for all, and each test goes on where the one before ended: so one worker, in order.
@@ -78,7 +78,7 @@ def test_a_plan_runs_from_launch_to_a_model_that_sites_fetch(there: Federation) 
         held = Shelf(there.sites["alpha"]).held("heart")
         return held is not None and held[0].sha256 == model["sha256"]
 
-    wait_until(fetched)
+    there.until(fetched)
     wanted = ["run_launched", "plan_offered", "plan_agreed", "round_committed", "model_added", "run_ended"]
     found = kinds(there)
     assert [found.index(kind) for kind in wanted] == sorted(found.index(kind) for kind in wanted)
@@ -88,7 +88,7 @@ def test_a_plan_runs_from_launch_to_a_model_that_sites_fetch(there: Federation) 
 def test_a_coordinator_that_is_killed_goes_on_and_nothing_is_charged_twice(there: Federation) -> None:
     run = there.launch(config("rounds=40", "privacy.epsilon=3", "strategy=fedadam"), request="killed")
     for committed in (1, 8, 16):
-        wait_until(lambda committed=committed: there.progress(run).get("committed", 0) >= committed)  # type: ignore[misc]  # bound now
+        there.until(lambda committed=committed: there.progress(run).get("committed", 0) >= committed)  # type: ignore[misc]  # bound now
         assert there.kill("coordinator") == -signal.SIGKILL
         there.serve()
     there.wait_for(run, "done")
@@ -103,7 +103,7 @@ def test_a_coordinator_that_is_killed_goes_on_and_nothing_is_charged_twice(there
 
 def test_a_site_that_is_killed_is_waited_for(there: Federation) -> None:
     run = there.launch(config("rounds=20", "privacy.epsilon=3"), quorum=3, request="site-killed")
-    wait_until(lambda: there.progress(run).get("committed", 0) >= 3)
+    there.until(lambda: there.progress(run).get("committed", 0) >= 3)
     there.kill("beta")
     there.hospital("beta")
     there.wait_for(run, "done")
@@ -130,7 +130,7 @@ def test_the_commands_launch_and_follow_a_run_to_its_end(
 
 def test_a_run_is_paused_resumed_and_stopped(there: Federation) -> None:
     run = there.launch(config("rounds=400", "privacy.epsilon=3"), request="paused")
-    wait_until(lambda: there.progress(run).get("committed", 0) >= 2)
+    there.until(lambda: there.progress(run).get("committed", 0) >= 2)
     there.call("pause", run=run, why="lunch")
     assert there.state(run) == "paused"
     other = there.launch(config("rounds=1", "privacy.epsilon=1"), request="next")
@@ -138,7 +138,7 @@ def test_a_run_is_paused_resumed_and_stopped(there: Federation) -> None:
     halted = there.progress(run)["committed"]
     assert halted < 400
     there.call("resume", run=run, why="")
-    wait_until(lambda: there.progress(run)["committed"] > halted)
+    there.until(lambda: there.progress(run)["committed"] > halted)
     there.call("stop", run=run, why="enough")
     with pytest.raises(ServerError, match="stopped"):
         there.call("resume", run=run, why="")
@@ -161,7 +161,7 @@ def test_a_question_outlives_its_coordinator_until_people_have_answered(
         return {site: said["code"] for site, said in found.items()}
 
     wanted = {"alpha": "", "beta": "awaiting_approval", "gamma": "question_refused"}
-    wait_until(lambda: says() == wanted)
+    there.until(lambda: says() == wanted)
     assert there.kill("coordinator") == -signal.SIGKILL
     there.serve()
     home = ["--home", str(there.sites["beta"].directory)]
@@ -192,15 +192,15 @@ def test_a_second_coordinator_on_the_folder_is_refused(there: Federation) -> Non
 
 
 def test_a_revoked_site_is_cut_off_and_not_asked_any_more(there: Federation) -> None:
-    wait_until(lambda: "gamma" in there.call("connected")["connected"])
+    there.until(lambda: "gamma" in there.call("connected")["connected"])
     with Members(there.home.members) as members:
         members.end("gamma", "revoked", "test", datetime.now(UTC))
-    wait_until(lambda: "gamma" not in there.call("connected")["connected"], 30.0)
+    there.until(lambda: "gamma" not in there.call("connected")["connected"], 30.0)
     run = there.launch(config("rounds=1", "privacy.epsilon=1"), request="without")
     there.wait_for(run, "done")
     assert there.progress(run)["taking_part"] == ["alpha", "beta"]
     unknown = there.launch(config("rounds=1"), request="asked", sites=["alpha", "gamma"])
-    wait_until(lambda: there.state(unknown) == "failed")
+    there.until(lambda: there.state(unknown) == "failed")
     assert "gamma" in there.call("status", run=unknown)["run"]["reason"]
 
 

@@ -43,7 +43,7 @@ def raw_call(net: Founded, data: bytes, method: str = METHOD) -> bytes:
     """The bytes that the listener answers to any bytes."""
     credentials = grpc.ssl_channel_credentials(root_certificates=net.authority.certificate_pem)
     with grpc.secure_channel(f"127.0.0.1:{net.port}", credentials) as channel:
-        answer: bytes = channel.unary_unary(method)(data, timeout=20)
+        answer: bytes = channel.unary_unary(method)(data, timeout=60)
         return answer
 
 

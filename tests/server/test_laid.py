@@ -93,10 +93,12 @@ def test_a_process_killed_between_bytes_and_rows_has_not_admitted_the_update(tmp
         store.admit(1, {"alpha": update(0)})
     child = os.fork()
     if child == 0:
-        store = again(tmp_path)
-        store._laid._db = Dying(store)  # type: ignore[assignment]  # stands in for it
-        store.admit(1, {"beta": update(1)})
-        os._exit(1)
+        try:
+            store = again(tmp_path)
+            store._laid._db = Dying(store)  # type: ignore[assignment]  # stands in for it
+            store.admit(1, {"beta": update(1)})
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
     size = len(store_bytes(tmp_path))
     with again(tmp_path) as store:

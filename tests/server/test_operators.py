@@ -71,7 +71,7 @@ class Office:
         return Credentials(key=key_to_pem(key), certificate=pem, authorities=self.authority.certificate_pem)
 
     def call(self, mine: Credentials, command: str = "runs", **arguments: Any) -> dict[str, Any]:
-        with Coordinator(self.address, mine, timeout_s=20.0) as at:
+        with Coordinator(self.address, mine, timeout_s=60.0) as at:
             return at.call(command, **arguments)
 
 
@@ -176,10 +176,10 @@ def test_without_a_certificate_there_is_no_connection(office: Office) -> None:
     credentials = grpc.ssl_channel_credentials(office.authority.certificate_pem)
     with grpc.secure_channel(office.address, credentials) as channel:
         with pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary(METHOD)(b"{}", timeout=10)
+            channel.unary_unary(METHOD)(b"{}", timeout=60)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     with grpc.insecure_channel(office.address) as channel, pytest.raises(grpc.RpcError):
-        channel.unary_unary(METHOD)(b"{}", timeout=5)
+        channel.unary_unary(METHOD)(b"{}", timeout=60)
 
 
 def test_tls_1_2_is_refused_even_with_a_good_certificate(office: Office, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_knocking_does_not_fill_the_log(office: Office) -> None:
 )
 def test_a_request_of_another_form_is_refused(office: Office, data: bytes) -> None:
     with grpc.secure_channel(office.address, channel_credentials(office.founder())) as channel:
-        answer = json.loads(channel.unary_unary(METHOD)(data, timeout=20))
+        answer = json.loads(channel.unary_unary(METHOD)(data, timeout=60))
     assert "command" in answer["error"]
     assert office.records == []
 
@@ -227,7 +227,7 @@ def test_a_request_of_another_form_is_refused(office: Office, data: bytes) -> No
 def test_a_request_over_the_cap_is_refused_before_it_is_read(office: Office) -> None:
     with grpc.secure_channel(office.address, channel_credentials(office.founder())) as channel:
         with pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary(METHOD)(b" " * 5_000_000, timeout=20)
+            channel.unary_unary(METHOD)(b" " * 5_000_000, timeout=60)
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

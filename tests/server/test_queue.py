@@ -187,11 +187,11 @@ def test_no_acknowledged_change_is_lost_to_a_sigkill(tmp_path: Path) -> None:
         )
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        time.sleep(draws.uniform(0.01, 0.2))
+        lines = [child.stdout.readline() for _ in range(draws.randint(1, 40))]
+        time.sleep(draws.uniform(0.0, 0.01))
         child.send_signal(signal.SIGKILL)
-        words = [
-            line.split() for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")
-        ]
+        lines += child.stdout.read().splitlines(keepends=True)
+        words = [line.split() for line in lines if line.endswith("\n")]
         child.wait()
         child.stdout.close()
         told |= {run: QUEUED if state == "launched" else state for state, run in words}

@@ -241,7 +241,14 @@ def test_a_halted_round_lets_go_within_a_second_and_goes_on_later(folder: Path, 
     halted = threading.Event()
     grid = SlowGrid(config, tmp_path / "run", lambda site, *_: site == "alpha" or halted.is_set())
     with federation(config, tmp_path / "run", grid, quorum=1, deadline_s=600.0) as (store, rounds):
-        threading.Timer(0.2, halted.set).start()
+        wait = grid.wait_for_replies
+
+        def halted_while_it_waits(message_ids: Collection[str], timeout_s: float) -> list[str]:
+            if store.answered(1) == ("alpha",):
+                threading.Timer(0.2, halted.set).start()
+            return wait(message_ids, timeout_s)
+
+        grid.wait_for_replies = halted_while_it_waits  # type: ignore[method-assign]  # starts the clock late
         post = Post(grid, halted=halted.is_set)
         with pytest.raises(Halted):
             rounds(post).run()
