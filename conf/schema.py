@@ -269,6 +269,8 @@ class Config:
     rounds: int = _in(20, 1, 100_000, doc="rounds of the federation")
     sites: Any = field(
         default=None,
-        metadata={"doc": "virtual: number of hospitals, null is 4; folder: number or list of names, null is all"},
+        metadata={
+            "doc": "virtual: number of hospitals, null is 4; folder: number or list of names, null is all"
+        },
     )
     seed: int = _in(0, 0, 2**31 - 1, doc="everything that is random in a simulation follows from it")
