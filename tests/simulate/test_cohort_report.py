@@ -53,6 +53,7 @@ def test_hospitals_stand_in_their_cohorts_and_the_gain_over_one_model_is_shown(
     assert "2 cohorts" in text
     assert "1 alpha, gamma 2 beta, delta" in text
     assert "What cohorts of hospitals bring" in text
+    assert re.search(r"AUROC 0\.\d+ 0\.\d+ to 0\.\d+", text)  # as a difference may be below zero, no dash
     assert "alpha-0" not in text  # no patient
 
 

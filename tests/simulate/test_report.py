@@ -258,6 +258,7 @@ def test_a_binary_task_shows_roc_and_calibration_and_leaves_out_what_is_not_defi
     assert "Clarke error grid" not in page
     assert "Not defined for this run: last value." in page
     assert "not private" in page
+    assert "Privacy spent" not in page
 
 
 def test_examples_are_drawn_only_where_half_was_observed() -> None:
