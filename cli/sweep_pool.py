@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -97,9 +98,13 @@ class Pool:
         process = self._context.Process(target=_serve, args=(theirs,), daemon=False)
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(self._threads)  # libraries read it as they are loaded
+        # Ctrl-C reaches the whole group, and a process that is still being loaded would tell of it at length.
+        resource_tracker.ensure_running()  # which would unblock the signal
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             if before is None:
                 del os.environ["OMP_NUM_THREADS"]
             else:
@@ -127,6 +132,7 @@ class Pool:
 def _serve(pipe: Connection) -> None:
     """What such a process does, until its parent is gone or wants no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
