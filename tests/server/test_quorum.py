@@ -164,13 +164,15 @@ def test_a_round_closes_at_its_deadline_with_a_quorum_and_the_late_answer_is_ref
     done: set[int] = set()
 
     def gamma_is_late(site: str, kind: str, time_: int) -> bool:
-        return site != "gamma" or 1 in done
+        if 1 not in done:
+            return site != "gamma"
+        return site != "beta" or all(held[0] != "gamma" for held in grid._held.values())
 
     grid = SlowGrid(config, tmp_path / "run", gamma_is_late)
     with federation(config, tmp_path / "run", grid, quorum=2, deadline_s=0.3) as (store, rounds):
         replace(rounds(Post(grid)), on_round=lambda number, _: done.add(number)).run()
         assert store.answered(1) == ("alpha", "beta")
-        assert store.answered(2) == ("alpha", "beta", "gamma")  # it left, and returned
+        assert "gamma" in store.answered(2)  # it left, and returned
         assert (2, "gamma", "late") in store.refusals()
 
 
