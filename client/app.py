@@ -36,6 +36,7 @@ from trust.digest import Arrays
 from trust.packed import Packed, packed
 from trust.plan import EVEN, Plan
 from twin import tasks
+from twin.tasks.protocol import Task
 
 # Far above any weight of a model that works, and far below what lets float32 overflow in a gradient.
 MOST_WEIGHT = 1e4
@@ -330,7 +331,7 @@ def _update(begun: Begun) -> Arrays:
         steps=plan.steps_of(site.name),
     )
     base = Base(state=begun.model, terms=plan.terms, strategy=plan.strategy)
-    ((_, update),) = _SHOPS.of(site).trained(base, [work])
+    ((_, update),) = _SHOPS.of(site.model, site.task).trained(base, [work])
     if isinstance(update, PrivacyError):
         raise update
     return update
@@ -342,11 +343,11 @@ class _Shops(threading.local):
     def __init__(self) -> None:
         self._by_model: WeakKeyDictionary[nn.Module, Workshop] = WeakKeyDictionary()
 
-    def of(self, site: OpenSite) -> Workshop:
-        """That of the site's model."""
-        if site.model not in self._by_model:
-            self._by_model[site.model] = Workshop(site.model, site.task)
-        return self._by_model[site.model]
+    def of(self, model: nn.Module, task: Task) -> Workshop:
+        """That of a model, which is scratch space of one task's sites."""
+        if model not in self._by_model:
+            self._by_model[model] = Workshop(model, task)
+        return self._by_model[model]
 
 
 _SHOPS = _Shops()

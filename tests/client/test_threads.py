@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,3 +48,44 @@ def test_an_error_within_it_leaves_nothing_changed() -> None:
     with pytest.raises(ZeroDivisionError), one_thread():
         1 / 0  # noqa: B018
     assert _threads() == before
+
+
+def test_of_several_threads_one_is_within_at_a_time() -> None:
+    before, within = _threads(), threading.Event()
+
+    def other() -> None:
+        with one_thread():
+            within.set()
+
+    beside = threading.Thread(target=other)
+    with one_thread():
+        beside.start()
+        assert not within.wait(0.2)
+        with one_thread():
+            pass
+        assert not within.wait(0.1)
+    assert within.wait(30.0)
+    beside.join()
+    assert _threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_need_not_wait_for_a_thread_that_it_does_not_have() -> None:
+    inside, over = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with one_thread():
+            inside.set()
+            over.wait(30.0)
+
+    beside = threading.Thread(target=other)
+    beside.start()
+    assert inside.wait(30.0)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        with one_thread():
+            os._exit(0)
+    over.set()
+    beside.join()
+    assert os.waitpid(pid, 0)[1] == 0
