@@ -60,7 +60,7 @@ def at_work(home: SiteHome, *, forecast_s: float = 60.0) -> Iterator[SiteProcess
         yield process
     finally:
         process.stop()
-        thread.join(30.0)
+        thread.join(120.0)
         assert not thread.is_alive()
 
 

@@ -34,4 +34,4 @@ def test_site_broker_starts_a_broker_that_the_entry_it_prints_reads_from(tmp_pat
             batches.close()
         finally:
             running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0

@@ -36,7 +36,7 @@ def twinward(cwd: Path, *words: str, said: str = "", code: int = 0) -> str:
         input=said,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert answer.returncode == code, answer.stderr

@@ -21,6 +21,7 @@ from client.joining import certificate_of, join, leave, renew, renewal_due
 from client.pinning import authority_behind
 from link.errors import LinkError
 from tests.founded import Founded, founded
+from tests.ports import free_port
 from trust.authority import Authority, check_certificate
 from trust.enrolment import EnrolmentRefused
 from trust.errors import TrustError
@@ -209,10 +210,9 @@ def test_when_nobody_answers_the_key_is_kept_and_the_same_command_works_later(
     net: Founded, tmp_path: Path
 ) -> None:
     invitation = net.invite()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    nobody = f"127.0.0.1:{free_port()}"
     with pytest.raises(LinkError, match="firewall"):
-        join(replace(invitation, address=f"127.0.0.1:{port}").token, tmp_path / "north")
+        join(replace(invitation, address=nobody).token, tmp_path / "north")
     assert join(invitation.token, tmp_path / "north").identity == NORTH
 
 

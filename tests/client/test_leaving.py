@@ -22,6 +22,7 @@ from link.tls import Credentials
 from server.door import watch_ended
 from server.founding import listener_credentials
 from tests.founded import Founded, founded
+from tests.server.federation_of_processes import wait_until
 from trust.authority import Authority
 from trust.identity import Identity, load_certificate
 from trust.keys import key_to_pem, new_key, signing_request
@@ -105,11 +106,11 @@ def test_a_revoked_site_is_cut_off_while_it_is_connected(net: Founded, tmp_path:
         link = HospitalLink(settings, lambda message: message, on_state=on_state)
         link.start()
         try:
-            assert link.wait_until_connected(20)
+            assert link.wait_until_connected(60)
             net.members.end("north", "revoked", "", net.clock())
-            assert ended.wait(20)
+            assert ended.wait(60)
             assert link.state.ended in ("revoked", "not_admitted")
-            assert server.connected() == {}
+            wait_until(lambda: server.connected() == {})
         finally:
             link.stop()
 

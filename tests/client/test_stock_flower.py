@@ -51,7 +51,7 @@ class Stock:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
             check=False,
         )
         # `flwr run --stream` may exit with 0 after a failed run: judge by what is on disk.
@@ -98,7 +98,7 @@ def _started(
     process = subprocess.Popen(
         command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
     )
-    stack.callback(process.wait, timeout=60)
+    stack.callback(process.wait, timeout=120)
     stack.callback(os.killpg, process.pid, signal.SIGTERM)
     return process
 
@@ -151,7 +151,7 @@ def test_hospitals_on_stock_nodes_answer_questions_as_they_do_on_ours(stock: Sto
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1.0).is_success:
@@ -162,7 +162,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
 
 
 def _wait_for_nodes(log: Path, nodes: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if log.read_text().count("fleet/activate-node") >= nodes:
             return

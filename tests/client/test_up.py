@@ -27,15 +27,15 @@ from trust.vault import KeyFile
 from twin.connectors.feed import Batch
 
 SECRETS = ("MRN-0042-KIRK", "MRN-0043-SULU", "Tiberius")
-NOW = pd.Timestamp.now("UTC").floor("s")
 
 
 def _files(folder: Path, rows: int = 40) -> None:
     """Glucose of two patients every five minutes until now; of the first it falls until it is very low."""
     folder.mkdir(exist_ok=True)
+    now = pd.Timestamp.now("UTC").floor("s")
     lines = []
     for number in range(rows):
-        time = NOW - pd.Timedelta(minutes=5 * (rows - 1 - number))
+        time = now - pd.Timedelta(minutes=5 * (rows - 1 - number))
         low = max(48.0, 110.0 + number % 3 - 10.0 * max(0, number - rows + 10))
         lines.append(observation(2 * number, SECRETS[0], "glucose", low, time))
         lines.append(observation(2 * number + 1, SECRETS[1], "glucose", 120.0 + number % 5, time))
@@ -109,11 +109,11 @@ def test_a_process_that_is_killed_again_and_again_has_every_row_once(tmp_path: P
         try:
             commits = home.store.with_name(f"{home.store.name}.commits")
             before = commits.read_bytes()
-            wait_until(lambda commits=commits, before=before: commits.read_bytes() != before, 60.0)
+            wait_until(lambda commits=commits, before=before: commits.read_bytes() != before)
             if life == 2:
-                wait_until(lambda: _read(home), 60.0)
+                wait_until(lambda: _read(home))
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(20.0) == 0
+                assert process.wait(120.0) == 0
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -137,12 +137,12 @@ def test_a_full_disk_ends_the_process_and_with_room_again_nothing_is_missing(tmp
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
         capture_output=True,
         text=True,
-        timeout=60.0,
+        timeout=300.0,
         check=False,
     )
     assert ended.returncode != 0 and "is the disk full" in ended.stderr
     with at_work(home):
-        wait_until(lambda: _read(home), 60.0)
+        wait_until(lambda: _read(home))
         counts = ask(home.door, "quality").table
         assert counts is not None and int(counts.loc[counts["fate"].eq("kept"), "rows"].sum()) == 24_000
 
@@ -240,7 +240,9 @@ def test_an_export_holds_consenting_patients_under_other_names_and_dates(tmp_pat
     assert len(names) == 3
     assert one.table["time"].max() < pd.Timestamp("2000-01-03", tz="UTC")
     told = str(one.facts) + one.table.to_csv()
-    assert not any(word in told for word in (*SECRETS, "1933", str(NOW.year)))
+    for name in one.facts["patients"]:
+        told = told.replace(name, "")  # random letters and digits, which may look like a year
+    assert not any(word in told for word in (*SECRETS, "1933", str(pd.Timestamp.now("UTC").year)))
     assert one.facts["columns"]["age"]["values"] == [90.0]
 
 

@@ -14,6 +14,7 @@ import pytest
 from client.custodian import Custodian
 from client.errors import ClientError
 from client.wardroom import WardRoom
+from tests.server.federation_of_processes import wait_until
 from twin.alerts.delivery import Delivery
 from twin.alerts.rules import DEFAULT_RULES
 from twin.connectors.feed import OBSERVATIONS, Batch
@@ -65,16 +66,19 @@ def at_work(custodian: Custodian) -> Iterator[WardRoom]:
     thread = threading.Thread(target=room.run, args=(stop,), daemon=True)
     thread.start()
     try:
-        for _ in range(200):
-            try:
-                room.alerts()
-                break
-            except ClientError:
-                time.sleep(0.02)
+        wait_until(lambda: _is_made(room))
         yield room
     finally:
         stop.set()
-        thread.join(20.0)
+        thread.join(60.0)
+
+
+def _is_made(room: WardRoom) -> bool:
+    try:
+        room.alerts()
+    except ClientError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -92,12 +96,7 @@ def test_a_row_of_tomorrow_does_not_hide_what_is_measured_today(
         assert [reading.value for reading in room.twin("p").readings] == [50.0]
         assert "very-low-glucose" in {alert.rule for alert in room.alerts()}
         clock.now = NOON + pd.Timedelta(minutes=301)
-        for _ in range(200):
-            found = [reading.value for reading in room.twin("p").readings]
-            if found == [180.0]:
-                break
-            time.sleep(0.02)
-        assert found == [180.0]
+        wait_until(lambda: [reading.value for reading in room.twin("p").readings] == [180.0])
 
 
 def test_a_patient_who_was_erased_does_not_come_back_with_rows_of_tomorrow(

@@ -130,7 +130,10 @@ else:
             pid = child(home, run)
             time.sleep(draws.uniform(0, calm_s))
             os.kill(pid, signal.SIGKILL)
-            killed += wait(pid) == signal.SIGKILL
+            struck = wait(pid) == signal.SIGKILL
+            killed += struck
+            # Who was done before has shown that the machine is faster now than in the calm run.
+            calm_s *= 1.0 if struck else 0.8
         outcomes.append(finish(home))
 print(json.dumps({"expected": expected, "outcomes": outcomes, "killed": killed}))
 '''
@@ -171,7 +174,7 @@ def test_a_killed_federation_ends_bit_for_bit_as_an_undisturbed_one(
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -20,7 +20,7 @@ from server.app import store_path
 from server.store import Store
 from simulate.federation import run_federation
 from tests.heart_hospitals import SITES, settings, write_folder
-from tests.ports import free_port
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 FLOWER = Path(sys.executable).parent
@@ -31,7 +31,7 @@ def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A SuperLink of this test alone, in simulation mode; the environment in which `flwr` finds it."""
     home = tmp_path / "flower-home"
     home.mkdir()
-    port, control = free_port(), free_port()
+    port, control = free_ports(2)
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
@@ -55,7 +55,7 @@ def superlink(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=120)
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_flwr_run_and_engine_local_give_the_same_model(superlink: dict[str, str]
         env=superlink,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
     # `flwr run --stream` may exit with 0 after a failed run: judge by what is on disk.
@@ -100,7 +100,7 @@ def test_flwr_run_and_engine_local_give_the_same_model(superlink: dict[str, str]
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1.0).is_success:
