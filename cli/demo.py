@@ -67,6 +67,7 @@ def _check(said: argparse.Namespace) -> None:
 
 def _demo(said: argparse.Namespace) -> int:
     from cli.demo_federation import DemoFederation
+    from client.home import SiteHome
 
     with DemoFederation(said.dir, tell=lambda words: _say(f"$ twinward {words}")) as there:
         sites = _hospitals(there, said)
@@ -78,6 +79,12 @@ def _demo(said: argparse.Namespace) -> int:
         _show(facts, there, as_json=said.json)
         if said.stay:
             _stay(there)
+    if not said.stay:
+        site = there.site_home(sites[0])
+        _say("All processes have ended, the files stay. To look at them, for one:")
+        _say(f"  twinward site budget --home {site}")
+        _say(f"  twinward audit show {SiteHome(site).audit}")
+        _say("With --stay everything keeps running, and all commands can be tried.")
     return 0
 
 

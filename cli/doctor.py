@@ -55,7 +55,9 @@ def _examine(home: Path, *, online: bool) -> list[Finding]:
 def _print(findings: list[Finding]) -> None:
     from rich.table import Table
 
-    table = Table("what", "", "found", "to mend it", box=None)
+    table = Table("what", "", box=None)
+    for head in ("found", "to mend it"):
+        table.add_column(head, overflow="fold")  # a path that is cut cannot be typed
     for finding in findings:
         table.add_row(finding.what, _MARKS[finding.state], finding.found, finding.mend)
     output().print(table)

@@ -77,6 +77,14 @@ def _run(name: str, words: list[str]) -> int:
     return 0
 
 
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {found}" for name, found in value.items()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in (None, "") else str(value)
+
+
 def _status(name: str, words: list[str]) -> int:
     said = read(home_parser(name, "Say how a site stands."), words)
     from client.home import SiteHome
@@ -88,7 +96,7 @@ def _status(name: str, words: list[str]) -> int:
     shown = output()
     for key, value in facts.items():
         if key != "models":
-            shown.print(f"{key.replace('_', ' '):<22} {value}", highlight=False)
+            shown.print(f"{key.replace('_', ' '):<22} {_plain(value)}", highlight=False, markup=False)
     for model in facts["models"]:
         text = f"{model['task']}: number {model['number']}, serial {model['serial']}, {model['sha256'][:12]}"
         shown.print(f"{'model':<22} {text}", highlight=False)

@@ -82,6 +82,14 @@ def test_a_key_that_others_can_read_is_broken(
     assert f"chmod 600 {coordinator.signing_key}" in rows["permissions of signing.key"]["mend"]
 
 
+def test_a_path_in_what_mends_is_never_cut(
+    site: SiteHome, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    run("doctor", ["--home", str(site.directory), "--offline"])
+    assert "…" not in capsys.readouterr().out
+
+
 def test_a_site_that_never_joined_says_how_to(site: SiteHome, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = examine(site.directory, capsys)
     assert code == 1
