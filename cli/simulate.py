@@ -115,14 +115,20 @@ def _one_thread() -> None:
 def _resume(directory: Path, *, as_json: bool) -> int:
     written = directory / "config.yaml"
     if not written.is_file():
-        why = "it has no config.yaml" if directory.is_dir() else "there is no such folder"
-        raise ConfigError(f"{directory} is no run: {why}; runs lie in runs/ unless run.dir is given")
+        raise ConfigError(f"{directory} is no run: {_no_run(directory)}")
     from simulate.folder import configuration_of
     from simulate.run import resume
 
     unit = configuration_of(directory).task.unit
     show(watched(lambda progress: resume(directory, progress=progress), directory), unit, as_json=as_json)
     return 0
+
+
+def _no_run(directory: Path) -> str:
+    if (directory / "sweep.csv").is_file():
+        return "it holds a sweep, which the same command continues"
+    why = "it has no config.yaml" if directory.is_dir() else "there is no such folder"
+    return f"{why}; runs lie in runs/ unless run.dir is given"
 
 
 def _parser(name: str) -> argparse.ArgumentParser:

@@ -77,6 +77,12 @@ def test_failed_runs_fail_the_command_and_stop_no_others(home: Path, swept: Path
     assert "<svg" in (swept / "sweep.html").read_text()
 
 
+def test_a_sweep_that_is_to_be_resumed_as_a_run_says_what_continues_it(home: Path, swept: Path) -> None:
+    answer = twinward("simulate", "--resume", str(swept), cwd=home)
+    assert answer.returncode == 2
+    assert "it holds a sweep, which the same command continues" in answer.stderr
+
+
 def test_coming_back_with_more_values_reads_the_finished_and_tries_the_failed_again(
     home: Path, swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
