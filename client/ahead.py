@@ -19,10 +19,12 @@ from functools import partial
 
 from flwr.app import Context, Message
 
+from client.anatomy import can_stack
 from client.app import READY, Begun, checked, complete, reserve
+from client.chunks import most_together
 from client.crew import Made, processes_here
 from client.site import OpenSite, sites_open
-from client.stacked import Base, can_stack, most_together
+from client.stacked import Base
 from client.team import Member, Piece, Team
 from conf.errors import TwinwardError
 from link.stopwatch import phase

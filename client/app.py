@@ -18,11 +18,12 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client import anchor, booking, egress, questions
+from client.anatomy import chain_of
 from client.asked import asked_to_train, read_asked
 from client.errors import ClientError
 from client.policy import release_of
 from client.site import OpenSite, open_site
-from client.stacked import Base, Work, Workshop, chain_of
+from client.stacked import Base, Work, Workshop
 from client.trainer import train
 from link.flower import reply_to
 from link.stopwatch import phase

@@ -12,15 +12,17 @@ Letters: S sites of a chunk, N windows, P patients, W windows of a patient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.anatomy import Anatomy
 from client.chained import Bench
+from client.chunks import FLOATS_AT_ONCE, MOST_SITES, chunks, step_floats
 from client.draws import Drawing, Layout, lay_out, takes_all
 from client.threads import one_thread
 from client.trainer import (
@@ -30,33 +32,16 @@ from client.trainer import (
     split,
     steps_at_once,
     train,
-    trainable,
     windows_of_each,
 )
 from conf.schema import Strategy
 from privacy.errors import PrivacyError
-from privacy.layers import keeps_book, known_layers
 from privacy.noise import NoiseStream, noised_means
 from privacy.stacked import Stack, clipped_sums, descend, stack
 from strategies.fedprox import proximal_gradient
 from trust.digest import Arrays
 from trust.plan import Terms
-from twin.models.chain import hidden_layers
-from twin.models.network import Network
 from twin.tasks.protocol import Examples, Task
-
-FLOATS_AT_ONCE: Final = 2**22
-"""Bound on the numbers that one step of a chunk of sites may hold at a time."""
-MOST_SITES: Final = 32
-_FEWEST_SITES: Final = 4
-_FEWEST_LIGHT_SITES: Final = 8
-"""Of sites with so little work that most of a chunk's time goes by whatever their number."""
-_LIGHT: Final = 2**17
-"""Numbers that a step of such a site holds at most."""
-_CHUNKS: Final = 4
-
-Chain = tuple[Network, tuple[str, ...]]
-"""A model that is one (twin/models/chain.py), and its hidden layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,73 +66,6 @@ class Work:
     def __post_init__(self, known_counts: np.ndarray | None) -> None:
         counts_P = windows_of_each(self.examples) if known_counts is None else known_counts
         object.__setattr__(self, "counts_P", counts_P)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
-    """What is to be known of a network, looked up once.
-
-    Attributes:
-        trained: its parameters that are trained, by name.
-        chain: itself with its hidden layers, if it is a chain.
-        seen: numbers that its known layers see and give for a window.
-    """
-
-    trained: Mapping[str, nn.Parameter]
-    chain: Chain | None
-    seen: int
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Anatomy:
-        """A network's."""
-        layers = [layer.get_parameter("weight") for layer in known_layers(model).values()]
-        return cls(
-            trained=trainable(model),
-            chain=chain_of(model),
-            seen=sum(weight[0].numel() + len(weight) for weight in layers),
-        )
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(value.numel() for value in self.trained.values())
-
-
-def chain_of(model: nn.Module) -> Chain | None:
-    """The model with its hidden layers, if steps without privacy can be written out for it."""
-    hidden = hidden_layers(model)
-    if hidden is None or not isinstance(model, Network) or not _writes_gradient(model.task):
-        return None
-    return model, hidden
-
-
-def _writes_gradient(task: Task) -> bool:
-    """Whether the gradient that the task writes out is that of its loss.
-
-    A task that somebody plugged in may leave it to autograd. One that is made of another may change the loss
-    and keep what was written for the other's: then the loss stands in a class nearer to it, or in itself.
-    """
-    if not {"loss", "loss_gradient"}.isdisjoint(getattr(task, "__dict__", ())):
-        return False
-    written = ["loss_gradient" in vars(kind) for kind in type(task).__mro__]
-    losses = ["loss" in vars(kind) for kind in type(task).__mro__]
-    return True in written and True in losses and written.index(True) <= losses.index(True)
-
-
-def can_stack(model: nn.Module) -> bool:
-    """Whether sites with this model can be trained at once."""
-    return keeps_book(model)
-
-
-def most_together(asked: int, floats: float) -> int:
-    """How many sites go together where a plan asks so many, so that chunks can train side by side.
-
-    Args:
-        asked: sites in the round, and not those that are left after a crash: else others would go together.
-        floats: of the greatest that goes with them, `step_floats`.
-    """
-    fewest = _FEWEST_LIGHT_SITES if floats <= _LIGHT else _FEWEST_SITES
-    return min(MOST_SITES, max(fewest, -(-asked // _CHUNKS)))
 
 
 def train_many(
@@ -260,42 +178,10 @@ class Workshop:
             return error
 
 
-def chunks(sizes: Sequence[float], floats: float, most: Callable[[float], int]) -> Iterator[list[int]]:
-    """Places of sites that go together, small sites first.
-
-    A chunk ends before a site of some size, and would end before any greater one: so when some chunks are
-    done, those that are left are made of the same sites again.
-
-    Args:
-        sizes: of each site, `step_floats`. floats: most of them together.
-        most: sites that go with one of that size, not more for a greater one.
-    """
-    chunk: list[int] = []
-    for place in sorted(range(len(sizes)), key=lambda place: (sizes[place], place)):
-        size, together = sizes[place], len(chunk) + 1
-        # The last is the greatest, and padding makes all others as great.
-        if chunk and (together > most(size) or together * size > floats):
-            yield chunk
-            chunk = []
-        chunk.append(place)
-    if chunk:
-        yield chunk
-
-
 def _passes_in_pieces(work: Work, terms: Terms) -> bool:
     """Whether `train` passes a step of the site in several pieces; by hand it would be held whole."""
     windows = np.minimum(work.counts_P, terms.windows_per_patient).sum() * terms.sampling_rate
     return bool(windows > WINDOWS_AT_ONCE)
-
-
-def step_floats(anatomy: Anatomy, examples: Examples, counts_P: np.ndarray, terms: Terms) -> float:
-    """About how many numbers a step of a site holds: windows with what layers see, gradients, weights."""
-    patients, most = len(counts_P), min(int(counts_P.max(initial=0)), terms.windows_per_patient)
-    windows, steps = most * patients * terms.sampling_rate, max(1, examples.series_NTC.shape[1])
-    explicit = anatomy.parameters * patients * terms.sampling_rate if most * steps > 1 else 0
-    return (
-        2.0 * windows * anatomy.seen * steps + (explicit if terms.private else 0) + 4.0 * anatomy.parameters
-    )
 
 
 class _Run:

@@ -9,16 +9,9 @@ from typing import Final
 import numpy as np
 from torch import nn
 
+from client.chunks import FLOATS_AT_ONCE, MOST_SITES, chunks, step_floats
 from client.crew import WORTH_S, Crew, Made
-from client.stacked import (
-    FLOATS_AT_ONCE,
-    MOST_SITES,
-    Base,
-    Work,
-    Workshop,
-    chunks,
-    step_floats,
-)
+from client.stacked import Base, Work, Workshop
 from client.trainer import windows_of_each
 from privacy.noise import NoiseStream
 from trust.packed import packed

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from client.anatomy import chain_of
 from client.chained import Bench
-from client.stacked import chain_of
 from client.trainer import trainable
 from conf import schema
 from twin import models, tasks

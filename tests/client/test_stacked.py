@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import client.stacked
+from client.anatomy import can_stack
 from client.app import _SHOPS
+from client.chunks import chunks
 from client.site import Part, site_names, training_examples
-from client.stacked import Base, Work, Workshop, can_stack, chunks, train_many
+from client.stacked import Base, Work, Workshop, train_many
 from client.trainer import train, trainable
 from conf.load import load
 from conf.schema import Config, Strategy
