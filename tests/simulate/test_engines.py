@@ -13,6 +13,7 @@ import pytest
 import client.ahead
 import client.app
 import client.egress
+import client.chunks
 import client.stacked
 from client.site import open_ledger
 from conf.errors import TwinwardError
@@ -74,7 +75,7 @@ def test_batched_trains_all_sites_at_once_and_each_ledger_holds_its_rounds(
 def test_a_batched_round_that_was_cut_off_goes_on_to_the_same_bits(
     where: str, after: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.stacked, "MOST_SITES", 2)
+    monkeypatch.setattr(client.chunks, "MOST_SITES", 2)
     whole = _run(folder, tmp_path / "whole", "batched")
     of, name = where.split(".")
     module, done = {"ahead": client.ahead, "egress": client.egress}[of], [0]
