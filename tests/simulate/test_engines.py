@@ -12,8 +12,8 @@ import pytest
 
 import client.ahead
 import client.app
-import client.egress
 import client.chunks
+import client.egress
 import client.stacked
 from client.site import open_ledger
 from conf.errors import TwinwardError
