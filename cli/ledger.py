@@ -99,6 +99,7 @@ def _warn(ledger: Ledger) -> None:
 def _summary(
     plans: tuple[PlanEntry, ...], spent: float, delta: float, policy: Policy | None
 ) -> dict[str, Any]:
+    from client.anchor import offer_of
     from privacy.accounting import NEIGHBOURING, UNIT, epsilon
 
     ceiling = None if policy is None else policy.ceiling
@@ -112,6 +113,7 @@ def _summary(
         "plans": [
             {
                 "plan": entry.plan_hash,
+                "offer": offer_of(entry.terms),
                 "epsilon": _plain(epsilon([entry.release], delta)),
                 "steps": entry.release.steps,
                 "noise_multiplier": entry.release.noise_multiplier,
@@ -134,7 +136,7 @@ def _print(facts: dict[str, Any]) -> None:
     table = Table("plan", "epsilon", "steps", "noise", "rate", "rounds answered", box=None)
     for entry in facts["plans"]:
         table.add_row(
-            entry["plan"][:12],
+            (entry["offer"] or entry["plan"])[:12],  # as `site plans` names it
             _shown(entry["epsilon"]),
             str(entry["steps"]),
             f"{entry['noise_multiplier']:.4g}",

@@ -104,7 +104,8 @@ def test_a_site_shows_its_budget_and_goes_on_with_a_ledger_that_was_lost(
         close_hospitals()
         code, text = said(capsys, "site", "budget", "--home", home.directory, "--json")
         budget = json.loads(text)
-        assert budget["plans"][0]["plan"] == coordinator.plan.hash
+        named = budget["plans"][0]["plan"], budget["plans"][0]["offer"]
+        assert named == (coordinator.plan.hash, coordinator.plan.offer_hash)
         assert 0 < budget["epsilon_spent"] <= coordinator.plan.terms.epsilon
         accept = ("site", "ledger", "accept", "--home", home.directory, "--reason", "the disk broke")
         code, text = said(capsys, *accept)
@@ -122,4 +123,4 @@ def test_a_site_shows_its_budget_and_goes_on_with_a_ledger_that_was_lost(
         assert json.loads(text)["epsilon_spent"] == budget["epsilon_spent"]
         code, text = said(capsys, "site", "budget", "--ledger", tmp_path / "lost.sqlite")
         assert code == 0
-        assert coordinator.plan.hash[:12] in text
+        assert coordinator.plan.offer_hash[:12] in text  # the name under which `site plans` lists it
