@@ -37,7 +37,12 @@ class Ports:
     @classmethod
     def free(cls) -> Self:
         """Ports that nobody listens on at this moment."""
-        hospitals, enrolment, operators, health = free_ports(4)
+        return cls.of(free_ports(4))
+
+    @classmethod
+    def of(cls, found: Sequence[int]) -> Self:
+        """Four ports, in the order of the names."""
+        hospitals, enrolment, operators, health = found
         return cls(hospitals=hospitals, enrolment=enrolment, operators=operators, health=health)
 
 

@@ -311,7 +311,9 @@ def corrected(site: OpenSite, plan: Plan, correction: Arrays | None) -> Arrays |
 def _update(begun: Begun) -> Arrays:
     """Raises PrivacyError: without privacy only, a gradient is not finite."""
     site, plan = begun.site, begun.plan
-    if plan.terms.private or releases(plan.strategy) or chain_of(site.model) is None:
+    by_hand = not plan.terms.private and not releases(plan.strategy)
+    shop = _SHOPS.of(site.model, site.task) if by_hand else None
+    if shop is None:
         return train(
             model=site.model,
             state=begun.model,
@@ -332,7 +334,7 @@ def _update(begun: Begun) -> Arrays:
         steps=plan.steps_of(site.name),
     )
     base = Base(state=begun.model, terms=plan.terms, strategy=plan.strategy)
-    ((_, update),) = _SHOPS.of(site.model, site.task).trained(base, [work])
+    ((_, update),) = shop.trained(base, [work])
     if isinstance(update, PrivacyError):
         raise update
     return update
@@ -342,12 +344,12 @@ class _Shops(threading.local):
     """Workshops, each for as long as there is its model: a hospital makes another for each request."""
 
     def __init__(self) -> None:
-        self._by_model: WeakKeyDictionary[nn.Module, Workshop] = WeakKeyDictionary()
+        self._by_model: WeakKeyDictionary[nn.Module, Workshop | None] = WeakKeyDictionary()
 
-    def of(self, model: nn.Module, task: Task) -> Workshop:
-        """That of a model, which is scratch space of one task's sites."""
+    def of(self, model: nn.Module, task: Task) -> Workshop | None:
+        """That of a model, which is scratch space of one task's sites; None of one that is no chain."""
         if model not in self._by_model:
-            self._by_model[model] = Workshop(model, task)
+            self._by_model[model] = None if chain_of(model) is None else Workshop(model, task)
         return self._by_model[model]
 
 

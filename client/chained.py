@@ -1,9 +1,9 @@
 """Steps of many sites' chains (twin/models/chain.py) with the gradient written out by hand.
 
 What `privacy.stacked` does for any model of known layers, at a fraction of its time for small networks:
-no graph is made, activations lie in memory that is taken once a round, whitening is done once for all
-steps, and on a processor the products are numpy's, whose library has better kernels for matrices as small
-as these than torch's. Activations stand as units × rows, which is how these kernels are fastest.
+no graph is made, weights and activations lie in memory that is kept between rounds, whitening is done once
+for all steps, and on a processor the products are numpy's, whose library has better kernels for matrices as
+small as these than torch's. Activations stand as units × rows, which is how these kernels are fastest.
 Without privacy only.
 
 Letters: S sites, R rows (windows with padding) of a site in a step, F columns of the table, H hidden units,
@@ -81,8 +81,7 @@ class Bench:
         room.head()
         change_NQ = self._at_latents(room.latents_SRQ.reshape(-1, latents), part, weight_N)
         room.change_SRQ.copy_(change_NQ.view(sites, room.rows, latents))
-        if room.layers:
-            room.back()
+        room.back()
         for layer in reversed(room.layers):
             layer.descend(rate)
         room.head_gradient()

@@ -13,6 +13,8 @@ from twin.tasks.protocol import Examples
 
 FLOATS_AT_ONCE: Final = 2**22
 """Bound on the numbers that one step of a chunk of sites may hold at a time."""
+COPIES: Final = 4
+"""Of a site's weights that a step holds: where they start, where they are, their gradient, the update."""
 MOST_SITES: Final = 32
 _FEWEST_SITES: Final = 4
 _FEWEST_LIGHT_SITES: Final = 8
@@ -61,5 +63,7 @@ def step_floats(anatomy: Anatomy, examples: Examples, counts_P: np.ndarray, term
     windows, steps = most * patients * terms.sampling_rate, max(1, examples.series_NTC.shape[1])
     explicit = anatomy.parameters * patients * terms.sampling_rate if most * steps > 1 else 0
     return (
-        2.0 * windows * anatomy.seen * steps + (explicit if terms.private else 0) + 4.0 * anatomy.parameters
+        2.0 * windows * anatomy.seen * steps
+        + (explicit if terms.private else 0)
+        + COPIES * anatomy.parameters
     )

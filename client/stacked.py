@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.anatomy import Anatomy
+from client.anatomy import Anatomy, Chain
 from client.chained import Bench
 from client.chunks import FLOATS_AT_ONCE, MOST_SITES, chunks, step_floats
 from client.draws import Drawing, Layout, lay_out, takes_all
@@ -131,10 +131,10 @@ class Workshop:
         # What overflows is no news: such a site has no update.
         with one_thread(), np.errstate(over="ignore", invalid="ignore"):
             self._load(base)
-            by_hand = self.anatomy.chain is not None and not base.terms.private
-            if len(works) == 1 and (not by_hand or _passes_in_pieces(works[0], base.terms)):
+            chain = None if base.terms.private else self.anatomy.chain
+            if len(works) == 1 and (chain is None or _passes_in_pieces(works[0], base.terms)):
                 return [(0, self._alone(base, works[0]))]
-            bench = self._bench(len(works)) if by_hand else None
+            bench = None if chain is None else self._bench(chain, len(works))
             if bench is None and self._stacked is None:
                 self._stacked = stack(self._model)
             run = _Run(self._start, works, self._task, base, self._stacked, bench)
@@ -148,14 +148,12 @@ class Workshop:
         self._start = {name: value.detach().clone() for name, value in self.anatomy.trained.items()}
         self._base, self._stacked = base, None
 
-    def _bench(self, sites: int) -> Bench:
+    def _bench(self, chain: Chain, sites: int) -> Bench:
         """Where so many sites are trained by hand; of two sizes, those of most chunks and of the last."""
-        if self.anatomy.chain is None:
-            raise ValueError("only a chain is trained by hand")
         if sites not in self._benches:
             if len(self._benches) > 1:
                 self._benches = {}
-            self._benches[sites] = Bench(*self.anatomy.chain, self.anatomy.trained, sites)
+            self._benches[sites] = Bench(*chain, self.anatomy.trained, sites)
         return self._benches[sites]
 
     def _alone(self, base: Base, work: Work) -> Arrays | PrivacyError:

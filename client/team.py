@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from torch import nn
 
-from client.chunks import FLOATS_AT_ONCE, MOST_SITES, chunks, step_floats
+from client.chunks import COPIES, FLOATS_AT_ONCE, MOST_SITES, chunks, step_floats
 from client.crew import WORTH_S, Crew, Made
 from client.stacked import Base, Work, Workshop
 from client.trainer import windows_of_each
@@ -75,7 +75,7 @@ class Team:
         self._shop = Workshop(model, task)
         self._sizes: tuple[Terms, dict[str, float]] | None = None
         parameters = self._shop.anatomy.parameters
-        together = max(1, min(MOST_SITES, FLOATS_AT_ONCE // (3 * parameters)))
+        together = max(1, min(MOST_SITES, FLOATS_AT_ONCE // (COPIES * parameters)))
         on_processor = all(value.device.type == "cpu" for value in model.parameters())
         self._crew: Crew[Base, tuple[tuple[int, Piece], ...]] = Crew(
             self._trained,

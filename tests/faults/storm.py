@@ -85,9 +85,7 @@ def prepare(
 ) -> Path:
     """A founded federation of three hospitals with a plan that was offered; nothing runs."""
     data = write_folder(directory / "data")
-    hospitals, enrolment, operators, health = free_ports(4)
-    ports = Ports(hospitals=hospitals, enrolment=enrolment, operators=operators, health=health)
-    with DemoFederation(directory / "net", ports=ports) as there:
+    with DemoFederation(directory / "net", ports=Ports.of(free_ports(4))) as there:
         there.found("storm")
         with Storm(directory / "net", zygote) as storm:
             storm.start(COORDINATOR)
